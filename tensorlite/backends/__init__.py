@@ -1,0 +1,67 @@
+"""The array libraries an op can run on. The arrays decide: there is no current backend.
+
+`backend_of(x)` is the backend that x's type belongs to; `get_backend(name)` the one of that name, loaded on demand.
+"""
+
+import numpy as np
+
+from tensorlite.backends.base import Backend, BackendError
+from tensorlite.backends.numpy_backend import NumpyBackend
+
+__all__ = ["BACKENDS", "Backend", "BackendError", "as_array", "backend_of", "get_backend", "register_backend"]
+
+BACKENDS = ("numpy", "cupy")
+
+_by_name: dict[str, Backend] = {}
+_by_type: dict[type, Backend] = {}
+
+
+def register_backend(backend: Backend) -> Backend:
+    """Make arrays of `backend.xp.ndarray` known to every op."""
+    _by_name[backend.name] = backend
+    _by_type[backend.xp.ndarray] = backend
+    return backend
+
+
+register_backend(NumpyBackend())
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of this name. BackendError says what is missing if it cannot run on this machine."""
+    if name not in _by_name:
+        if name != "cupy":
+            raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
+        from tensorlite.backends.cupy_backend import load  # the only import of cupy, and only when asked for
+
+        register_backend(load())
+    return _by_name[name]
+
+
+def backend_of(*arrays, op: str = "op") -> Backend:
+    """The one backend all `arrays` belong to; Python numbers and None belong to any."""
+    found = None
+    for array in arrays:
+        backend = _by_type.get(type(array))
+        if backend is None:
+            if array is None or isinstance(array, int | float | bool | np.generic):
+                continue
+            raise TypeError(f"{op}: expected an array of a known backend, got {type(array).__name__}")
+        if found is not None and backend is not found:
+            raise TypeError(
+                f"{op}: the inputs are on different devices ({found.name} and {backend.name}); "
+                "move one with get_backend(name).asarray(x)"
+            )
+        found = backend
+    return found if found is not None else _by_name["numpy"]
+
+
+def as_array(data, dtype=None):
+    """`data` as an array of a known backend. Python floats become float32, the dtype everything here computes in."""
+    if type(data) in _by_type:
+        return data if dtype is None or data.dtype == dtype else data.astype(dtype)
+    array = np.asarray(data, dtype)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"expected numbers, got data of type {array.dtype}")
+    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
+        array = array.astype(np.float32)
+    return array

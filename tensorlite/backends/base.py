@@ -1,0 +1,252 @@
+"""Backend: the array module and the portable version of every kernel an op calls.
+
+The methods here are the readable reference, written in the part of NumPy's interface that CuPy shares. A backend
+overrides one where it has a faster way, with the same arguments, values and side effects. Arrays in, arrays out;
+inputs are never written into unless the docstring says so.
+
+`gy` is the gradient of the result y; `gx` that of the input x, and so on.
+"""
+
+import math
+from types import ModuleType
+
+from tensorlite import random
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run here; the message says what is missing and what to do."""
+
+
+class Backend:
+    name: str
+    xp: ModuleType
+
+    # -- arrays and the host --
+
+    def asarray(self, data, dtype=None):
+        """`data` (a host array or nested lists) as an array of this backend."""
+        return self.xp.asarray(data, dtype)
+
+    def to_numpy(self, x):
+        """x as a NumPy array on the host."""
+        raise NotImplementedError
+
+    def check_ids(self, ids, size: int, op: str, ignore: int | None = None) -> None:
+        """IndexError if an integer of `ids` lies outside [0, size) and is not `ignore`.
+
+        Only where reading the values back is free; a device gathers from ids that were checked on the host.
+        """
+
+    # -- products --
+
+    def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None):
+        """a @ b over the last two axes, either one transposed first; leading axes broadcast."""
+        a = a.swapaxes(-1, -2) if trans_a else a
+        b = b.swapaxes(-1, -2) if trans_b else b
+        return self.xp.matmul(a, b, out=out)
+
+    def linear(self, x, w, b):
+        """x (..., K) @ w.T + b for w (N, K) and b (N,) or None, as one product: (..., N)."""
+        y = self.gemm(x.reshape(-1, w.shape[1]), w, trans_b=True)
+        if b is not None:
+            y += b
+        return y.reshape(*x.shape[:-1], w.shape[0])
+
+    def linear_vjp(self, gy, x, w, has_bias: bool, need_gx: bool):
+        """gx = gy @ w, gw = gy.T @ x, gb = the sum of gy over all rows."""
+        gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+        gx = self.gemm(gy2, w).reshape(x.shape) if need_gx else None
+        return gx, self.gemm(gy2, x2, trans_a=True), gy2.sum(axis=0) if has_bias else None
+
+    # -- activations --
+
+    def erf(self, x):
+        """The error function, to the precision of x's dtype."""
+        raise NotImplementedError
+
+    def gelu(self, x, need_slope: bool):
+        """(y, dy/dx or None) of y = x * Phi(x), Phi the normal distribution function.
+
+        dy/dx = Phi(x) + x * phi(x) is made on the way: it costs little more than y here, and then x need not be kept.
+        """
+        cdf = 0.5 * (1.0 + self.erf(x * math.sqrt(0.5)))
+        slope = None
+        if need_slope:
+            slope = cdf + x * (self.xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+        return x * cdf, slope
+
+    def gelu_tanh(self, x, need_slope: bool):
+        """(y, dy/dx or None) of GPT-2's approximation y = x * (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)."""
+        c = math.sqrt(2 / math.pi)
+        x2 = x * x
+        cdf = 0.5 * (1.0 + self.xp.tanh(c * x * (1.0 + 0.044715 * x2)))
+        slope = None
+        if need_slope:  # tanh' = 1 - tanh^2 = 4 cdf (1 - cdf)
+            slope = cdf + 2.0 * x * cdf * (1.0 - cdf) * (c * (1.0 + 3 * 0.044715 * x2))
+        return x * cdf, slope
+
+    def dropout_mask(self, place: random.Place, shape: tuple[int, ...], p: float):
+        """Booleans, True where an element is kept, and the factor 1 / (1 - p) that keeps the mean.
+
+        An element is dropped if its 16 random bits are below p * 65536, so p is rounded to a multiple of 2**-16.
+        """
+        threshold = round(p * 65536)
+        bits = random.bits16(place, math.prod(shape)).reshape(shape)
+        keep = self.asarray(bits >= threshold)
+        return keep, 65536 / (65536 - threshold) if threshold < 65536 else 0.0
+
+    # -- normalisation --
+
+    def softmax(self, x, axis: int = -1):
+        """exp(x) / sum(exp(x)) along `axis`, shifted by the maximum so that nothing overflows."""
+        y = self.xp.exp(x - x.max(axis=axis, keepdims=True))
+        y /= y.sum(axis=axis, keepdims=True)
+        return y
+
+    def softmax_vjp(self, gy, y, axis: int = -1):
+        """gx = y * (gy - sum(gy * y))."""
+        gx = gy * y
+        gx -= y * gx.sum(axis=axis, keepdims=True)
+        return gx
+
+    def log_softmax(self, x, axis: int = -1):
+        """x - log(sum(exp(x))) along `axis`."""
+        y = x - x.max(axis=axis, keepdims=True)
+        y -= self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
+        return y
+
+    def log_softmax_vjp(self, gy, y, axis: int = -1):
+        """gx = gy - softmax(x) * sum(gy)."""
+        return gy - self.xp.exp(y) * gy.sum(axis=axis, keepdims=True)
+
+    def layer_norm(self, x, weight, bias, eps: float):
+        """(y, mean, rstd): y = (x - mean) * rstd * weight + bias over the last axis; mean and rstd (..., 1)."""
+        mean = x.mean(axis=-1, keepdims=True)
+        y = x - mean
+        rstd = 1.0 / self.xp.sqrt((y * y).mean(axis=-1, keepdims=True) + eps)
+        y *= rstd
+        if weight is not None:
+            y *= weight
+        if bias is not None:
+            y += bias
+        return y, mean, rstd
+
+    def layer_norm_vjp(self, gy, x, weight, mean, rstd, has_bias: bool):
+        """With xhat = (x - mean) * rstd and g = gy * weight:
+        gx = rstd * (g - mean(g) - xhat * mean(g * xhat)), gweight = sum(gy * xhat), gbias = sum(gy)."""
+        xhat = (x - mean) * rstd
+        rows = tuple(range(gy.ndim - 1))
+        gweight = (gy * xhat).sum(axis=rows) if weight is not None else None
+        gbias = gy.sum(axis=rows) if has_bias else None
+        g = gy if weight is None else gy * weight
+        gx = g - g.mean(axis=-1, keepdims=True)
+        gx -= xhat * (g * xhat).mean(axis=-1, keepdims=True)
+        gx *= rstd
+        return gx, gweight, gbias
+
+    # -- tables and losses --
+
+    def embedding(self, ids, weight):
+        """The rows `ids` (any shape) of weight (V, C): ids.shape + (C,)."""
+        self.check_ids(ids, weight.shape[0], "embedding")
+        return weight[ids]
+
+    def embedding_vjp(self, gy, ids, rows: int):
+        """gweight (rows, C): the sum of the rows of gy that used each row of the table, as a product with the
+        one-hot matrix of ids, so that the order of the sum is fixed."""
+        onehot = ids.reshape(-1, 1) == self.xp.arange(rows)
+        return self.gemm(onehot.astype(gy.dtype), gy.reshape(-1, gy.shape[-1]), trans_a=True)
+
+    def index_add(self, x, index, values) -> None:
+        """x[index] += values in place, where an element may be named more than once."""
+        self.xp.add.at(x, index, values)
+
+    def cross_entropy(self, logits, targets, ignore_index: int):
+        """(losses (N,), probabilities (N, V), valid (N,)) of -log softmax(logits)[targets], logits (N, V).
+
+        A row whose target is `ignore_index` has loss 0 and is not valid.
+        """
+        self.check_ids(targets, logits.shape[1], "cross_entropy", ignore_index)
+        valid = targets != ignore_index
+        rows, at = self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        picked = shifted[rows, at]
+        probs = self.xp.exp(shifted, out=shifted)
+        total = probs.sum(axis=1, keepdims=True)
+        probs /= total
+        return (self.xp.log(total[:, 0]) - picked) * valid, probs, valid
+
+    def cross_entropy_vjp(self, gy, probs, targets, valid):
+        """glogits = (softmax(logits) - onehot(targets)) * gy for gy (N,), zero in the rows that are not valid."""
+        gy = (gy * valid).astype(probs.dtype, copy=False)
+        glogits = probs * gy[:, None]
+        glogits[self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)] -= gy
+        return glogits
+
+    # -- attention --
+
+    def attention(self, q, k, v, causal: bool, scale: float, keep, keep_scale: float, out=None):
+        """(y, probabilities) of y = dropout(softmax(q @ k.T * scale)) @ v.
+
+        q (..., T, D); k (..., S, D); v (..., S, E); y (..., T, E); probabilities (..., T, S), before dropout.
+        causal: query t sees keys 0 .. t + S - T. keep: dropout's booleans (..., T, S), or None.
+        """
+        probs = self.gemm(q, k, trans_b=True)
+        probs *= scale
+        if causal:
+            probs += self._future(*probs.shape[-2:], probs.dtype)
+        probs -= probs.max(axis=-1, keepdims=True)
+        self.xp.exp(probs, out=probs)
+        probs /= probs.sum(axis=-1, keepdims=True)
+        return self.gemm(self._dropped(probs, keep, keep_scale), v, out=out), probs
+
+    def attention_vjp(self, gy, q, k, v, probs, scale: float, keep, keep_scale: float, out=(None, None, None)):
+        """gq, gk, gv. With D = dropout(P) and P = softmax(S), S = q @ k.T * scale:
+        gv = D.T @ gy, gD = gy @ v.T, gS = P * (gP - sum(gP * P)), gq = gS @ k * scale, gk = gS.T @ q * scale."""
+        gq, gk, gv = out
+        gv = self.gemm(self._dropped(probs, keep, keep_scale), gy, trans_a=True, out=gv)
+        gprobs = self._dropped(self.gemm(gy, v, trans_b=True), keep, keep_scale)
+        gscores = self.softmax_vjp(gprobs, probs)
+        gscores *= scale
+        return self.gemm(gscores, k, out=gq), self.gemm(gscores, q, trans_a=True, out=gk), gv
+
+    def _dropped(self, x, keep, keep_scale):
+        if keep is None:
+            return x
+        x = x * keep
+        x *= keep_scale
+        return x
+
+    def _future(self, n_queries: int, n_keys: int, dtype):
+        """(T, S): -inf where a query would see a later key, else 0; the last query sees the last key."""
+        queries = self.xp.arange(n_queries)[:, None] + (n_keys - n_queries)
+        later = self.xp.arange(n_keys)[None, :] > queries
+        return self.xp.where(later, -math.inf, 0.0).astype(dtype)
+
+    # -- the optimiser, on flat buffers --
+
+    def l2_norm(self, x):
+        """The Euclidean norm of a flat array, as a 0-d array that stays on the device."""
+        return self.xp.sqrt(self.xp.dot(x, x))
+
+    def scale_to_norm(self, x, norm, max_norm: float) -> None:
+        """x *= min(1, max_norm / norm), in place."""
+        x *= self.xp.minimum(max_norm / (norm + 1e-6), 1.0).astype(x.dtype)
+
+    def adamw_step(self, p, g, m, v, step: int, lr: float, betas: tuple, eps: float, decay: float) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) on flat arrays; p, m and v are updated in place.
+
+        step counts from 1.
+        """
+        beta1, beta2 = betas
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * g * g
+        update = self.xp.sqrt(v)
+        update /= math.sqrt(1 - beta2**step)
+        update += eps
+        self.xp.divide(m, update, out=update)
+        update *= lr / (1 - beta1**step)
+        p *= 1 - lr * decay
+        p -= update

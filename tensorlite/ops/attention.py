@@ -1,0 +1,76 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2)."""
+
+import math
+
+from tensorlite.backends import backend_of
+from tensorlite.ops.elementwise import draw_dropout
+from tensorlite.ops.operands import data
+from tensorlite.tensor import Tensor, record
+
+
+def scaled_dot_product_attention(
+    q, k, v, causal: bool = False, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """softmax(q @ k.T * scale) @ v: q (..., T, D), k (..., S, D), v (..., S, E) -> (..., T, E).
+
+    The leading axes (batch, heads) of the three are equal. Keys and values may be another sequence's (cross
+    attention).
+    causal: query t sees the keys 0 .. t + S - T, so that the last query sees every key.
+    dropout: probability of dropping a weight, drawn from the current `random.scope`.
+    scale: 1 / sqrt(D) if None.
+    """
+    q_data, k_data, v_data = data(q), data(k), data(v)
+    be = backend_of(q_data, k_data, v_data, op="scaled_dot_product_attention")
+    _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
+    scale = 1.0 / math.sqrt(q_data.shape[-1]) if scale is None else scale
+    keep, keep_scale = _draw(be, (*q_data.shape[:-1], k_data.shape[-2]), dropout)
+    y, probs = be.attention(q_data, k_data, v_data, causal, scale, keep, keep_scale)
+
+    def vjp(gy):
+        return be.attention_vjp(gy, q_data, k_data, v_data, probs, scale, keep, keep_scale)
+
+    return record(y, (q, k, v), vjp)
+
+
+def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention of a sequence to itself on packed projections: qkv (B, T, 3 C) -> (B, T, C).
+
+    The last axis holds the queries, keys and values of all heads in turn, each C = n_head * D long. The same as
+    splitting, `scaled_dot_product_attention` and joining the heads, without a copy of either.
+    """
+    x = data(qkv)
+    be = backend_of(x)
+    if x.ndim != 3 or x.shape[-1] % (3 * n_head):
+        raise ValueError(f"self_attention: expected qkv (B, T, 3 C) with C a multiple of {n_head} heads, got {x.shape}")
+    B, T, C = x.shape[0], x.shape[1], x.shape[2] // 3  # noqa: N806
+
+    def heads(packed):  # (B, T, n * C) -> n views (B, n_head, T, D)
+        return packed.reshape(B, T, -1, n_head, C // n_head).transpose(2, 0, 3, 1, 4)
+
+    q, k, v = heads(x)
+    scale = 1.0 / math.sqrt(C // n_head)
+    keep, keep_scale = _draw(be, (B, n_head, T, T), dropout)
+    y = be.xp.empty((B, T, C), x.dtype)
+    _, probs = be.attention(q, k, v, causal, scale, keep, keep_scale, out=heads(y)[0])
+
+    def vjp(gy):
+        gx = be.xp.empty((B, T, 3 * C), gy.dtype)
+        be.attention_vjp(heads(gy)[0], q, k, v, probs, scale, keep, keep_scale, out=tuple(heads(gx)))
+        return (gx,)
+
+    return record(y, (qkv,), vjp)
+
+
+def _draw(be, shape, p: float):
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"attention: dropout must be from 0 to 1, got {p}")
+    return draw_dropout(be, shape, p) if p else (None, 1.0)
+
+
+def _check_shapes(q, k, v, causal: bool) -> None:
+    fits = len(q) == len(k) == len(v) >= 2 and q[:-2] == k[:-2] == v[:-2] and q[-1] == k[-1] and k[-2] == v[-2]
+    if not fits:
+        expected = "q (..., T, D), k (..., S, D) and v (..., S, E)"
+        raise ValueError(f"scaled_dot_product_attention: expected {expected}, got {q}, {k} and {v}")
+    if causal and q[-2] > k[-2]:
+        raise ValueError(f"scaled_dot_product_attention: {q[-2]} causal queries need as many keys, got {k[-2]}")

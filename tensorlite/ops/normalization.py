@@ -1,0 +1,42 @@
+"""Softmax, log-softmax and layer norm."""
+
+from tensorlite.backends import backend_of
+from tensorlite.ops.operands import data, normalize_axes
+from tensorlite.tensor import Tensor, record
+
+
+def softmax(x, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
+    x_data = data(x)
+    be = backend_of(x_data)
+    (axis,) = normalize_axes((axis,), x_data.ndim, "softmax")
+    y = be.softmax(x_data, axis)
+    return record(y, (x,), lambda gy: (be.softmax_vjp(gy, y, axis),))
+
+
+def log_softmax(x, axis: int = -1) -> Tensor:
+    """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
+    x_data = data(x)
+    be = backend_of(x_data)
+    (axis,) = normalize_axes((axis,), x_data.ndim, "log_softmax")
+    y = be.log_softmax(x_data, axis)
+    return record(y, (x,), lambda gy: (be.log_softmax_vjp(gy, y, axis),))
+
+
+def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
+    """y = (x - mean) * rstd * weight + bias over the last axis (Ba et al. 2016); x (..., C), weight and bias (C,).
+
+    rstd = 1 / sqrt(variance + eps) with the biased variance. Backward keeps x, mean and rstd.
+    """
+    x_data, w, b = data(x), data(weight), data(bias)
+    be = backend_of(x_data, w, b, op="layer_norm")
+    for name, p in (("weight", w), ("bias", b)):
+        if p is not None and p.shape != x_data.shape[-1:]:
+            raise ValueError(f"layer_norm: {name} has shape {p.shape}, x {x_data.shape} needs {x_data.shape[-1:]}")
+    y, mean, rstd = be.layer_norm(x_data, w, b, eps)
+    has_bias = b is not None
+
+    def vjp(gy):
+        return be.layer_norm_vjp(gy, x_data, w, mean, rstd, has_bias)
+
+    return record(y, (x, weight, bias), vjp)

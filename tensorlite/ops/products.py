@@ -1,0 +1,55 @@
+"""Matrix products."""
+
+from tensorlite.backends import backend_of
+from tensorlite.ops.operands import data
+from tensorlite.ops.shape import reshape
+from tensorlite.tensor import Tensor, needs_grad, record
+
+
+def matmul(a, b) -> Tensor:
+    """a @ b: (..., M, K) @ (..., K, N) -> (..., M, N); leading axes broadcast, a vector is a row or a column.
+
+    ga = gy @ b.T, gb = a.T @ gy.
+    """
+    x, y = data(a), data(b)
+    be = backend_of(x, y, op="matmul")
+    if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else -1]:
+        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
+    if x.ndim == 1:
+        out = matmul(reshape(a, 1, -1), b)
+        return reshape(out, *out.shape[:-2], *out.shape[-1:] if y.ndim > 1 else ())
+    if y.ndim == 1:
+        out = matmul(a, reshape(b, -1, 1))
+        return reshape(out, out.shape[:-1])
+    try:
+        out = be.gemm(x, y)
+    except ValueError:
+        raise ValueError(f"matmul: the leading axes of {x.shape} and {y.shape} do not broadcast") from None
+    need_a, need_b = needs_grad(a), needs_grad(b)
+
+    def vjp(gy):
+        ga = be.gemm(gy, y, trans_b=True) if need_a else None
+        if not need_b:
+            return ga, None
+        if y.ndim == 2:  # one product over all rows, instead of one per leading index and a sum
+            return ga, be.gemm(x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1]), trans_a=True)
+        return ga, be.gemm(x, gy, trans_a=True)
+
+    return record(out, (a, b), vjp)
+
+
+def linear(x, weight, bias=None) -> Tensor:
+    """x @ weight.T + bias: x (..., K), weight (N, K), bias (N,) or None -> (..., N)."""
+    x_data, w, b = data(x), data(weight), data(bias)
+    be = backend_of(x_data, w, b, op="linear")
+    if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
+        raise ValueError(
+            f"linear: expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
+            f" and {None if b is None else b.shape}"
+        )
+    need_x, has_bias = needs_grad(x), b is not None
+
+    def vjp(gy):
+        return be.linear_vjp(gy, x_data, w, has_bias, need_x)
+
+    return record(be.linear(x_data, w, b), (x, weight, bias), vjp)

@@ -1,0 +1,49 @@
+"""The two ends of a language model: looking tokens up, and scoring predictions of them."""
+
+from tensorlite.backends import backend_of
+from tensorlite.ops.operands import data, ids_of
+from tensorlite.tensor import Tensor, record
+
+
+def embedding(ids, weight) -> Tensor:
+    """The rows of a table: ids, integers of any shape, weight (V, C) -> ids.shape + (C,).
+
+    The gradient of a row is the sum over its uses, in a fixed order. An id outside [0, V) is an IndexError on the CPU.
+    """
+    ids, w = ids_of(ids, "embedding"), data(weight)
+    be = backend_of(ids, w, op="embedding")
+    if w.ndim != 2:
+        raise ValueError(f"embedding: the table must have shape (V, C), got {w.shape}")
+    rows = w.shape[0]
+    return record(be.embedding(ids, w), (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
+
+
+def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """-log softmax(logits)[target], in nats: logits (..., V), targets (...) integers.
+
+    ignore_index: targets of this value count for nothing, neither in the sum nor in the mean.
+    reduction: "mean" over the targets that count (0 if there are none), "sum", or "none" for each: shape (...).
+    """
+    logits_data, targets = data(logits), ids_of(targets, "cross_entropy")
+    be = backend_of(logits_data, targets, op="cross_entropy")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}')
+    if logits_data.ndim == 0 or logits_data.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"cross_entropy: expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}"
+        )
+    shape, dtype = logits_data.shape, logits_data.dtype
+    flat = targets.reshape(-1)
+    losses, probs, valid = be.cross_entropy(logits_data.reshape(-1, shape[-1]), flat, ignore_index)
+    if reduction == "none":
+        out, weight = losses.reshape(targets.shape), 1.0
+    elif reduction == "sum":
+        out, weight = losses.sum(), 1.0
+    else:
+        weight = 1.0 / be.xp.maximum(valid.sum(), 1).astype(dtype)
+        out = losses.sum() * weight
+
+    def vjp(gy):
+        return (be.cross_entropy_vjp(gy.reshape(-1) * weight, probs, flat, valid).reshape(shape),)
+
+    return record(out, (logits,), vjp)

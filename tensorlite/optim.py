@@ -1,0 +1,125 @@
+"""Optimisation: all parameters in one flat buffer, AdamW, gradient clipping, learning-rate schedules."""
+
+import math
+
+from tensorlite.backends import backend_of
+from tensorlite.nn import Parameter
+
+
+class FlatBuffer:
+    """The parameters' values and gradients as views into two flat arrays, `data` and `grad`.
+
+    Zeroing all gradients is then one fill, their norm one dot product, and an optimiser step one kernel per group.
+    The parameters must share one dtype and backend. Their `.data` and `.grad` are views from here on.
+    """
+
+    def __init__(self, parameters: list[Parameter]):
+        if not parameters:
+            raise ValueError("FlatBuffer: there are no parameters")
+        if len({id(p) for p in parameters}) != len(parameters):
+            raise ValueError("FlatBuffer: a parameter is given twice")
+        kinds = {str(p.dtype) for p in parameters}
+        if len(kinds) > 1:
+            raise ValueError(f"FlatBuffer: the parameters must share one dtype, got {', '.join(sorted(kinds))}")
+        self.parameters = parameters
+        self.backend = backend_of(*(p.data for p in parameters), op="FlatBuffer")
+        self.data = self.zeros()
+        self.grad = self.zeros()
+        self.grad_views = self.views(self.grad)
+        for p, view in zip(parameters, self.views(self.data), strict=True):
+            view[...] = p.data
+            p.data = view
+        self.bind_gradients()
+
+    def zeros(self):
+        """A fresh flat array of the parameters' total size and dtype."""
+        return self.backend.xp.zeros(sum(p.size for p in self.parameters), self.parameters[0].dtype)
+
+    def views(self, flat) -> list:
+        """The pieces of a flat array that belong to the parameters, in their shapes."""
+        pieces, start = [], 0
+        for p in self.parameters:
+            pieces.append(flat[start : start + p.size].reshape(p.shape))
+            start += p.size
+        return pieces
+
+    def bind_gradients(self) -> None:
+        """Make every `.grad` a view of `grad` again, taking over gradients that were put elsewhere (None: zero)."""
+        for p, view in zip(self.parameters, self.grad_views, strict=True):
+            if p.grad is not view:
+                view[...] = 0 if p.grad is None else p.grad
+                p.grad = view
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), the same update as torch.optim.AdamW.
+
+    parameters: a list of Parameters, or groups [{"params": [...], "weight_decay": 0.1}, ...] that set their own
+        decay; a parameter without a gradient is stepped with a gradient of zero.
+    lr, betas, eps, weight_decay: as usual. `lr` may be set anew before every step.
+
+    `flat` holds all parameters, group by group; `m` and `v` are the moments, flat arrays in the same order; `steps`
+    counts the steps done.
+    """
+
+    def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
+        parameters = list(parameters)
+        groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+        self.flat = FlatBuffer([p for group in groups for p in group["params"]])
+        self.lr, self.betas, self.eps = lr, betas, eps
+        self.m, self.v = self.flat.zeros(), self.flat.zeros()
+        self.steps = 0
+        self._segments, start = [], 0  # (slice of the flat arrays, decay)
+        for group in groups:
+            stop = start + sum(p.size for p in group["params"])
+            self._segments.append((slice(start, stop), group.get("weight_decay", weight_decay)))
+            start = stop
+
+    def zero_grad(self) -> None:
+        self.flat.bind_gradients()
+        self.flat.grad.fill(0)
+
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        self.flat.bind_gradients()
+        self.steps += 1
+        flat = self.flat
+        for part, decay in self._segments:
+            flat.backend.adamw_step(
+                flat.data[part], flat.grad[part], self.m[part], self.v[part],
+                self.steps, self.lr, self.betas, self.eps, decay,
+            )  # fmt: skip
+
+
+def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:
+    """Groups for AdamW in which matrices (and embedding tables) decay, biases and norm weights do not."""
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def clip_grad_norm_(flat: FlatBuffer, max_norm: float):
+    """Scale all gradients in place so that their global Euclidean norm is at most max_norm (0: leave them).
+
+    Returns the norm before, as a 0-d array that is not read back from the device.
+    """
+    flat.bind_gradients()
+    norm = flat.backend.l2_norm(flat.grad)
+    if max_norm > 0:
+        flat.backend.scale_to_norm(flat.grad, norm, max_norm)
+    return norm
+
+
+def learning_rate(step: int, peak: float, warmup: int = 0, decay: int = 0, minimum: float = 0.0) -> float:
+    """The rate for step 0, 1, 2, ...: linear warm-up, then cosine decay to `minimum` at step `decay`, constant after.
+
+    decay: 0 keeps the rate at `peak` after the warm-up. The same shape as nanoGPT's.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if not decay:
+        return peak
+    if step >= decay:
+        return minimum
+    progress = (step - warmup) / (decay - warmup)
+    return minimum + 0.5 * (1.0 + math.cos(math.pi * progress)) * (peak - minimum)

@@ -1,0 +1,189 @@
+"""Tensor: an array that remembers how it was made. `record` is how an op makes one."""
+
+import numpy as np
+
+from tensorlite import autograd
+from tensorlite.autograd import Node
+from tensorlite.backends import as_array, backend_of
+
+
+class Tensor:
+    """An N-d array of the NumPy or CuPy backend, with a place in the graph if gradients are to flow through it.
+
+    data: what to hold. An array keeps its dtype and is not copied; Python numbers and lists become float32 or
+        int64 arrays of NumPy.
+    requires_grad: make this a leaf that receives `.grad`; floating-point data only.
+    dtype: convert to this dtype.
+
+    `.data` is the bare array, `.grad` a bare array of the same shape and dtype, or None. The operators and the
+    methods (`x.sum()`, `x.reshape(...)`, ...) are the functions of `tensorlite.ops`. Comparison is by identity.
+    """
+
+    __slots__ = ("data", "grad", "node", "__weakref__")
+    __array_ufunc__ = None  # numpy_array * tensor is then our __rmul__, not an array of Tensors
+
+    def __init__(self, data, requires_grad: bool = False, dtype=None):
+        self.data = as_array(data.data if isinstance(data, Tensor) else data, dtype)
+        self.grad = None
+        self.node = None
+        if requires_grad:
+            self.requires_grad = True
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad: this tensor is an op's result; detach() it to make a leaf of it")
+        if wanted and self.data.dtype.kind != "f" and self.data.dtype.name != "bfloat16":
+            raise TypeError(f"requires_grad: needs a floating-point tensor, got {self.data.dtype}")
+        self.node = Node.for_leaf(self) if wanted else None
+
+    @property
+    def is_leaf(self) -> bool:
+        """Made by the user rather than by an op that was recorded."""
+        return self.node is None or (self.node.vjp is None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def backward(self, gradient=None) -> None:
+        """Add d self / d leaf to the `.grad` of every leaf that `self` depends on, and free the graph.
+
+        gradient: an array of self's shape, the gradient of some scalar with respect to `self`; 1 if `self` is a
+        scalar itself.
+        """
+        root, gy = _start(self, gradient)
+        autograd.backpropagate(root, gy, _add_to_grad)
+
+    def item(self) -> float | int:
+        """The only element, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item: needs a tensor of one element, got shape {self.shape}")
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array: shared with the tensor on the CPU, copied from a device."""
+        return backend_of(self.data).to_numpy(self.data)
+
+    def detach(self) -> "Tensor":
+        """The same array without its history."""
+        return Tensor(self.data)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad:
+            raise TypeError("a tensor that requires grad does not become an array by itself: use .numpy() or .data")
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: a scalar tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        how = "" if self.node is None else ", requires_grad=True" if self.is_leaf else f", op={self.node.op}"
+        return f"Tensor({body}, dtype={self.dtype}{how})"
+
+
+def record(data, parents: tuple, vjp) -> Tensor:
+    """Make the result of an op.
+
+    data: the result's array.
+    parents: the op's inputs in the order of the gradients; anything that is not a Tensor counts as a constant.
+    vjp: gy -> one gradient per parent, each an array that broadcasts from the parent's shape, or None. It may
+        close over arrays and shapes, never over a Tensor, and must not write into `gy` or into any input.
+    """
+    if isinstance(data, np.generic):  # NumPy turns 0-d results into scalars
+        data = np.asarray(data)
+    out = object.__new__(Tensor)
+    out.data = data
+    out.grad = None
+    out.node = None
+    if autograd.mode.recording:
+        nodes = tuple([p.node if isinstance(p, Tensor) else None for p in parents])
+        if nodes.count(None) != len(nodes):
+            out.node = Node(nodes, vjp, data)
+    return out
+
+
+def needs_grad(*inputs) -> bool:
+    """Whether an op on these inputs will be recorded, and so has anything to keep for its backward."""
+    return autograd.mode.recording and any(isinstance(p, Tensor) and p.node is not None for p in inputs)
+
+
+def grad(output: Tensor, inputs, gradient=None, out=None) -> list:
+    """The gradients of `output` with respect to the leaves `inputs`, without touching any `.grad`.
+
+    gradient: as in `Tensor.backward`.
+    out: arrays of the inputs' shapes to write into (overwritten, also with zeros); fresh ones if None.
+
+    Threads may call this at the same time on graphs that share leaves.
+    """
+    inputs = list(inputs)
+    if not all(isinstance(x, Tensor) and x.requires_grad and x.is_leaf for x in inputs):
+        raise ValueError("grad: every input must be a leaf tensor that requires grad")
+    if out is None:
+        out = [backend_of(x.data).xp.empty_like(x.data) for x in inputs]
+    place = {x.node: array for x, array in zip(inputs, out, strict=True)}
+    missing = set(place)
+
+    def deposit(node, g, owned):
+        if node in missing:
+            missing.remove(node)
+            place[node][...] = g
+
+    root, gy = _start(output, gradient)
+    autograd.backpropagate(root, gy, deposit)
+    for node in missing:
+        place[node][...] = 0
+    return out
+
+
+def _start(output: Tensor, gradient):
+    """The node to start from and the gradient to send, checked."""
+    if output.node is None:
+        raise RuntimeError("backward: this tensor does not depend on anything that requires grad")
+    if gradient is None:
+        if output.size != 1:
+            raise ValueError(f"backward: a tensor of shape {output.shape} is no scalar; give its gradient")
+        return output.node, backend_of(output.data).xp.ones_like(output.data)
+    gy = as_array(gradient.data if isinstance(gradient, Tensor) else gradient, output.dtype)
+    if gy.shape != output.shape:
+        raise ValueError(f"backward: the gradient has shape {gy.shape}, the tensor {output.shape}")
+    return output.node, gy
+
+
+def _add_to_grad(node: Node, g, owned: bool) -> None:
+    leaf = node.leaf()
+    if leaf is None:
+        return
+    if leaf.grad is not None:
+        leaf.grad += g
+    else:
+        g = g.reshape(node.shape)  # a NumPy scalar becomes a 0-d array
+        leaf.grad = g if owned else g.copy()
