@@ -1,0 +1,187 @@
+"""Configuration: the shape of the model and how it is trained, checked before anything is allocated.
+
+Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the presets' TOML files.
+"""
+
+import difflib
+import json
+import math
+import tomllib
+import types
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+
+from gpt.errors import UserError
+from gpt.tokenizer import TOKENIZERS
+from tensorlite.random import MAX_SEED
+
+PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture")
+
+
+def option(default, text: str, *, least=None, most=None, choices=None, flag: bool = True):
+    """A field with its help text and the values it may take; `flag`: whether it is a command-line option."""
+    limits = {"least": least, "most": most, "choices": choices}
+    return field(default=default, metadata={"help": text, "flag": flag, **limits})
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2's (124M)."""
+
+    vocab_size: int = option(50257, "symbols of the vocabulary; comes from the tokenizer", least=1, flag=False)
+    block_size: int = option(1024, "longest context, in tokens", least=1)
+    n_layer: int = option(12, "transformer blocks", least=1)
+    n_head: int = option(12, "attention heads per block; divides n_embd", least=1)
+    n_embd: int = option(768, "width of the residual stream", least=1)
+    dropout: float = option(0.0, "probability of dropping an activation while training", least=0.0, most=1.0)
+    bias: bool = option(True, "biases in the linear layers and layer norms")
+    qkv_bias: bool | None = option(None, "biases of the query, key and value projections, if not as --bias")
+    head_bias: bool = option(False, "a bias on the logits")
+    activation: str = option("gelu_tanh", "of the feed-forward layers", choices=("relu", "gelu", "gelu_tanh"))
+    tie_weights: bool = option(True, "let the head share the token embedding's table")
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}")
+
+    def num_parameters(self) -> int:
+        """Trained values of a GPT of this shape, before there is one."""
+        c, bias = self.n_embd, int(self.bias)
+        qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
+        norm = c + bias * c
+        block = 2 * norm + 12 * c * c + 3 * c * int(qkv_bias) + bias * (c + 4 * c + c)
+        tables = self.vocab_size * c * (1 if self.tie_weights else 2) + self.block_size * c
+        return tables + self.n_layer * block + norm + self.vocab_size * int(self.head_bias)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained, on which data, and how."""
+
+    preset: str = option("", "the preset this configuration started from", flag=False)
+    model: str = option(
+        "gpt", "gpt, or bigram for a table of next-symbol logits", choices=("gpt", "bigram"), flag=False
+    )
+    data: str | None = option(
+        None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
+    )
+    tokenizer: str = option("char", "symbols: the text's characters, or its UTF-8 bytes", choices=TOKENIZERS)
+    val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.0, most=0.9)
+    batch_size: int = option(12, "sequences per step", least=1)
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)
+    micro_batch_size: int = option(0, "sequences a thread works on at a time; 0 for the whole batch", least=0)
+    max_iters: int = option(5000, "training steps", least=0)
+    learning_rate: float = option(1e-3, "peak learning rate", least=0.0)
+    min_lr: float = option(0.0, "rate at the end of the cosine decay", least=0.0)
+    warmup_iters: int = option(0, "steps of linear warm-up", least=0)
+    lr_decay_iters: int = option(0, "step at which the cosine decay reaches min_lr; 0 for a constant rate", least=0)
+    weight_decay: float = option(0.01, "AdamW's decay, on matrices only", least=0.0)
+    beta1: float = option(0.9, "AdamW's decay rate of the mean gradient", least=0.0, most=0.9999999)
+    beta2: float = option(0.999, "AdamW's decay rate of the mean squared gradient", least=0.0, most=0.9999999)
+    grad_clip: float = option(0.0, "largest global norm of the gradient; 0 for no clipping", least=0.0)
+    eval_interval: int = option(500, "steps between evaluations, each of which saves a checkpoint", least=1)
+    eval_iters: int = option(200, "batches per evaluation, of the training and of the validation text", least=1)
+    seed: int = option(1337, "of the initial weights, the batches and the dropout masks", least=0, most=MAX_SEED)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.lr_decay_iters and self.lr_decay_iters <= self.warmup_iters:
+            raise UserError(
+                f"lr_decay_iters must be 0 or more than warmup_iters, got {self.lr_decay_iters} and {self.warmup_iters}"
+            )
+        if self.min_lr and not self.lr_decay_iters:
+            raise UserError("min_lr has no effect at a constant rate: set lr_decay_iters too, or leave min_lr at 0")
+        if self.min_lr > self.learning_rate:
+            raise UserError(f"min_lr must not exceed learning_rate, got {self.min_lr} and {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Both halves, as one flat set of keys."""
+
+    gpt: GPTConfig
+    train: TrainConfig
+
+    def to_dict(self) -> dict:
+        """All keys with their values, without those that are None."""
+        flat = {f.name: getattr(half, f.name) for half in (self.gpt, self.train) for f in fields(half)}
+        return {key: value for key, value in flat.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str) -> "Config":
+        """The configuration with these keys, the rest at their defaults; `source` is named in errors."""
+        return cls(GPTConfig(), TrainConfig()).updated(values, source)
+
+    def updated(self, values: dict, source: str = "the options") -> "Config":
+        """A copy with some keys changed. UserError for a key there is not, or a value that cannot be."""
+        known = option_fields()
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
+                raise UserError(f"{source}: unknown key {key!r}{hint}")
+        model_keys = {f.name for f in fields(GPTConfig)}
+        try:
+            return Config(
+                replace(self.gpt, **{k: v for k, v in values.items() if k in model_keys}),
+                replace(self.train, **{k: v for k, v in values.items() if k not in model_keys}),
+            )
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
+    def to_toml(self) -> str:
+        """A TOML file that `load_preset` reads back."""
+        lines = ["# Read back by: python train.py THIS_FILE"]
+        # JSON's strings, numbers and booleans are also TOML's.
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.to_dict().items()]
+        return "\n".join(lines) + "\n"
+
+
+def option_fields() -> dict:
+    """Every field of both halves by name."""
+    return {f.name: f for half in (GPTConfig, TrainConfig) for f in fields(half)}
+
+
+def load_preset(name: str) -> Config:
+    """The preset of that name, or the TOML file at that path."""
+    if name in PRESETS:
+        text = resources.files("gpt").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or error}") from None
+    else:
+        raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a TOML file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name} is not a valid TOML file: {error}") from None
+    return Config.from_dict({"preset": name} | values, source=name)
+
+
+def check_fields(config) -> None:
+    """Check every field's type, range and choices. An int may stand where a float is expected."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
+        if float in kinds and type(value) is int:
+            value = float(value)
+            object.__setattr__(config, f.name, value)
+        if type(value) not in kinds:
+            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {value!r}")
+        _check_range(f, value)
+
+
+def _check_range(f, value) -> None:
+    least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
+    if choices and value not in choices:
+        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{f.name} must be finite, got {value}")
+    if least is not None and value < least:
+        raise UserError(f"{f.name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise UserError(f"{f.name} must be at most {most}, got {value}")

@@ -1,0 +1,260 @@
+"""Texts to train on, their blocks for training and validation, and the losses that mere counting reaches."""
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import queue
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.files import atomic_write
+from gpt.tokenizer import Tokenizer
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+DEADLINE_DEFAULT = 5.0  # seconds that a download may take when nobody asked for it,
+DEADLINE_ASKED = 60.0  # and when somebody did
+AB_CHARACTERS = 1_000_000
+MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to train on and where it came from."""
+
+    text: str
+    name: str  # for people
+    source: str  # what to pass as --data to get it again
+    record: int = 0  # n > 0: independent records of n characters each, which no block may cross
+    note: str = ""  # one line for the user when the default had to be replaced
+
+
+def load_text(source: str | None, *, block_size: int, seed: int = 0) -> Text:
+    """The text that `source` names.
+
+    - "shakespeare": tinyshakespeare, downloaded once and cached.
+    - "pydoc": the language reference inside every Python, so no download.
+    - "ab": strings of block_size + 1 characters that start with a, go a -> a or a -> b with equal weight and
+      b -> b always, drawn from `seed`: the best possible loss is ln 2 after an a and 0 after a b.
+    - None: shakespeare if it is cached or downloads within seconds, else pydoc and a note.
+    - any other: a UTF-8 file, decoded exactly but for a byte order mark; write ./ab for a file named ab.
+
+    Whatever cannot be had raises UserError.
+    """
+    match source:
+        case None:
+            return _default()
+        case "shakespeare":
+            return _shakespeare(DEADLINE_ASKED)
+        case "pydoc":
+            return _pydoc()
+        case "ab":
+            return _ab_strings(block_size + 1, seed)
+    return _read_file(source)
+
+
+def _read_file(source: str) -> Text:
+    try:
+        text = Path(source).read_bytes().decode().removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(
+            f"cannot read {source}: {error.strerror or error}; give a UTF-8 file, shakespeare, pydoc or ab"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{source} is not UTF-8 text (see the byte at offset {error.start}); convert it to UTF-8 first"
+        ) from error
+    if not text:
+        raise UserError(f"{source} is empty; --data needs a file with text to train on")
+    return Text(text, name=Path(source).name, source=str(Path(source).absolute()))
+
+
+def _ab_strings(record: int, seed: int) -> Text:
+    rng = np.random.Generator(np.random.Philox(seed))
+    # The leading a, and one more for each fair coin that says so: a geometric number of a's, then b's.
+    a_run = rng.geometric(0.5, size=(max(1, AB_CHARACTERS // record), 1))
+    is_b = np.arange(record) >= a_run  # (records, record)
+    text = (is_b + np.uint8(ord("a"))).tobytes().decode("ascii")
+    return Text(text, name="a/b strings", source="ab", record=record)
+
+
+def _pydoc(note: str = "") -> Text:
+    from pydoc_data.topics import topics  # most of a megabyte, so only when asked for
+
+    text = "\n\n".join(topics[key] for key in sorted(topics))
+    return Text(text, f"language reference of Python {platform.python_version()}", source="pydoc", note=note)
+
+
+def _default() -> Text:
+    try:
+        return _shakespeare(DEADLINE_DEFAULT)
+    except UserError:
+        return _pydoc(
+            "tinyshakespeare is not cached and could not be downloaded: using Python's language reference "
+            "instead; choose a text with --data FILE, shakespeare, pydoc or ab"
+        )
+
+
+def _shakespeare(seconds: float) -> Text:
+    """tinyshakespeare, cached or downloaded within `seconds`; UserError when it is neither."""
+    cached = _cache_folder() / "tinyshakespeare.txt"
+    raw = b""
+    with contextlib.suppress(OSError):
+        raw = cached.read_bytes()
+    if not _is_shakespeare(raw):
+        raw = _download(SHAKESPEARE_URL, seconds)
+        with contextlib.suppress(OSError, UserError):  # without a cache one can still train
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(cached, raw)
+    return Text(raw.decode(), name="tinyshakespeare", source="shakespeare")
+
+
+def _is_shakespeare(raw: bytes) -> bool:
+    return hashlib.sha256(raw).hexdigest() == SHAKESPEARE_SHA256
+
+
+def _cache_folder() -> Path:
+    """Where the platform wants files that can be fetched again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tensorlite"
+
+
+def _download(url: str, seconds: float) -> bytes:
+    """tinyshakespeare from `url`, its hash checked; UserError when it is not here after `seconds`."""
+    import urllib.request  # slow to import and seldom needed
+
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=seconds) as response:
+                answers.put(response.read())
+        except Exception as error:  # of any kind: the caller reports it
+            answers.put(getattr(error, "reason", error))
+
+    # In a thread: urllib's timeout bounds each socket operation, but neither the name look-up nor the whole.
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        answer = f"not complete after {seconds:g} seconds"
+    if isinstance(answer, bytes):
+        if _is_shakespeare(answer):
+            return answer
+        answer = f"the {len(answer)} bytes that came are not the expected text (wrong sha256)"
+    raise UserError(
+        f"cannot download tinyshakespeare from {url}: {answer}; "
+        "try again later, or train on your own text with --data FILE or offline with --data pydoc"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The tokens of one part of a text, and the blocks of block_size inputs and targets in them."""
+
+    tokens: np.ndarray  # 1-D, of the smallest of uint8, uint16, int32 that holds the vocabulary
+    block_size: int
+    record: int = 0  # n > 0: every n tokens are a record of their own, with one block at its start
+
+    @property
+    def num_blocks(self) -> int:
+        """How many starts `block` accepts."""
+        return len(self.tokens) // self.record if self.record else len(self.tokens) - self.block_size
+
+    def block(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs x and targets y, both int64 (B, block_size), y one token later, for `starts` int (B,)."""
+        index = np.asarray(starts)[:, None] * (self.record or 1) + np.arange(self.block_size)  # (B, T)
+        return self.tokens[index].astype(np.int64), self.tokens[index + 1].astype(np.int64)
+
+
+def random_blocks(split: Split, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`split.block` of `batch_size` starts drawn uniformly, with replacement."""
+    return split.block(rng.integers(split.num_blocks, size=batch_size))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A text as tokens, split for training and validation."""
+
+    train: Split
+    val: Split
+    tokenizer: Tokenizer
+    fingerprint: str  # sha256 of the text and of where it is split
+    name: str
+
+
+def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction: float = 0.1) -> Dataset:
+    """Split `text` at a character, its last `val_fraction` for validation, and encode the parts.
+
+    UserError when a part is too short for one block. Records stay whole, with one token per character.
+    """
+    if text.record and (text.record <= block_size or len(text.text) % text.record):
+        raise ValueError(f"expected whole records longer than {block_size}, got record={text.record}")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"--val-fraction must lie between 0 and 1, got {val_fraction}; 0.1 is usual")
+    unit = text.record or 1
+    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
+    boundary = int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+    vocab_size = tokenizer.vocab_size
+    dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
+
+    def make_split(part: str, characters: str) -> Split:
+        tokens = tokenizer.encode(characters).astype(dtype)
+        if len(tokens) <= block_size:
+            raise UserError(
+                f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
+                f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
+            )
+        return Split(tokens, block_size, text.record)
+
+    train = make_split("training", text.text[:boundary])
+    val = make_split("validation", text.text[boundary:])
+    fingerprint = hashlib.sha256(f"{boundary}\n{text.text}".encode()).hexdigest()
+    return Dataset(train, val, tokenizer, fingerprint, text.name)
+
+
+def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
+    """Yardsticks for a loss, in nats per token: what one reaches by counting targets alone.
+
+    "uniform" is ln V; "unigram" and "bigram" are the (train, val) losses of the frequencies of tokens and of
+    pairs in training. On train that is the optimum; for val each count is one more, lest the unseen cost
+    infinity. "bigram" is left out above MAX_BIGRAM_VOCAB symbols.
+    """
+    vocab_size = dataset.tokenizer.vocab_size
+    (x, y), (val_x, val_y) = _transitions(dataset.train), _transitions(dataset.val)
+
+    def losses(train: np.ndarray, val: np.ndarray, *shape: int) -> tuple[float, float]:
+        seen, new = (np.bincount(s, minlength=math.prod(shape)).reshape(shape) for s in (train, val))
+        return _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
+
+    result = {"uniform": math.log(vocab_size), "unigram": losses(y, val_y, vocab_size)}
+    if vocab_size <= MAX_BIGRAM_VOCAB:
+        pairs, val_pairs = x * vocab_size + y, val_x * vocab_size + val_y
+        result["bigram"] = losses(pairs, val_pairs, vocab_size, vocab_size)
+    return result
+
+
+def _transitions(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Every token that has a successor in its record, and that successor: both int64 and 1-D."""
+    records = split.tokens.reshape(-1, split.record or len(split.tokens)).astype(np.int64)
+    return records[:, :-1].ravel(), records[:, 1:].ravel()
+
+
+def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: int) -> float:
+    """Mean -ln p of the `observed` counts under p = (counts + add), normalised; both (V,) or (V, V)."""
+    seen = observed > 0
+    n = observed[seen]
+    totals = np.broadcast_to(counts.sum(axis=-1, keepdims=True), counts.shape)[seen] + add * counts.shape[-1]
+    return float(n @ (np.log(totals) - np.log(counts[seen] + add)) / n.sum())

@@ -1,0 +1,117 @@
+"""The training loop: step, and at every eval_interval evaluate, log and save."""
+
+import math
+import time
+
+from gpt.checkpoint import Checkpoint, Progress, save_checkpoint
+from gpt.config import Config
+from gpt.errors import UserError
+from gpt.report import Reporter
+from gpt.run import RunFolder
+from gpt.trainer import Trainer
+from tensorlite import backend_of
+
+SAVE_SECONDS = 600.0  # a checkpoint at least this often, however far apart the evaluations are
+
+
+class TrainingLoop:
+    """Takes `trainer` from where it is to max_iters, writing into `folder`."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, config: Config, progress: Progress):
+        self.trainer, self.folder, self.config, self.progress = trainer, folder, config, progress
+        self.max_iters, self.eval_interval = config.train.max_iters, config.train.eval_interval
+        self.report = Reporter(trainer.step, self.max_iters)
+        self.started = time.monotonic() - progress.seconds
+        self.saved = time.monotonic()
+        self.training_seconds, self.training_steps = 0.0, 0  # since the last evaluation
+        self.loss = self.grad_norm = None  # of the last step, on the device
+
+    def run(self) -> bool:
+        """Train to the end: True. Ctrl-C saves and returns False."""
+        try:
+            self._run()
+            return True
+        except KeyboardInterrupt:
+            self._save_last()
+            return False
+        finally:
+            self.report.close(self.trainer.step)
+
+    def _run(self) -> None:
+        while True:
+            step = self.trainer.step
+            if (step % self.eval_interval == 0 or step >= self.max_iters) and step != self.progress.evaluated_step:
+                self._evaluate()
+            elif time.monotonic() - self.saved > SAVE_SECONDS:
+                self._save_last()
+            if step >= self.max_iters:
+                return
+            start = time.monotonic()
+            self.loss, self.grad_norm = self.trainer.train_step()
+            if self.report.wants_loss():
+                self.report.step(self.trainer.step, self._finite_loss())
+            self.training_seconds += time.monotonic() - start
+            self.training_steps += 1
+
+    def _evaluate(self) -> None:
+        """Evaluate, print, log and save; the best checkpoint too if this is the best so far."""
+        trainer, progress = self.trainer, self.progress
+        if self.loss is not None:
+            self._finite_loss()
+        result = trainer.evaluate()
+        if not math.isfinite(result.val_loss):
+            raise self._diverged(result.val_loss)
+        self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+        progress.evaluated_step = trainer.step
+        self.folder.append_log(self._log_row(result))
+        if progress.best_val_loss is None or result.val_loss < progress.best_val_loss:
+            progress.best_val_loss = result.val_loss
+            save_checkpoint(self.folder.best, self._checkpoint(for_resume=False))
+        self._save_last()
+        self.training_seconds, self.training_steps = 0.0, 0
+
+    def _log_row(self, result) -> dict:
+        trainer = self.trainer
+        rate = self.training_steps * trainer.tokens_per_step / self.training_seconds if self.training_steps else None
+        row = {
+            "step": trainer.step,
+            "train_loss": result.train_loss,
+            "train_stderr": result.train_stderr,
+            "val_loss": result.val_loss,
+            "val_stderr": result.val_stderr,
+            "lr": trainer.learning_rate,
+            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
+            "tokens_per_second": rate,
+            "elapsed": time.monotonic() - self.started,
+        }
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+
+    def _save_last(self) -> None:
+        if self.loss is None or math.isfinite(float(self.loss)):
+            save_checkpoint(self.folder.last, self._checkpoint(for_resume=True))
+        self.saved = time.monotonic()
+
+    def _checkpoint(self, for_resume: bool) -> Checkpoint:
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        self.progress.step, self.progress.seconds = trainer.step, time.monotonic() - self.started
+        host = backend_of(optimizer.m).to_numpy
+        return Checkpoint(
+            config=self.config,
+            tokenizer=trainer.dataset.tokenizer,
+            weights=trainer.model.state_dict(),
+            progress=self.progress,
+            fingerprint=trainer.dataset.fingerprint,
+            optimizer={"m": host(optimizer.m), "v": host(optimizer.v)} if for_resume else {},
+        )
+
+    def _finite_loss(self) -> float:
+        loss = float(self.loss)
+        if not math.isfinite(loss):
+            raise self._diverged(loss)
+        return loss
+
+    def _diverged(self, loss: float) -> UserError:
+        return UserError(
+            f"the loss became {loss} by step {self.trainer.step}: lower --learning-rate or set --grad-clip 1;"
+            f" the last good state is in {self.folder.path}"
+        )

@@ -1,0 +1,156 @@
+"""Putting a training run together: configuration, then data, then model, then the loop."""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tensorlite as tl
+from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
+from gpt.config import Config
+from gpt.data import Dataset, Text, load_text, make_dataset, optima
+from gpt.errors import UserError
+from gpt.files import atomic_write
+from gpt.generate import default_prompt, stream_text
+from gpt.interrupt import interrupt_on_terminate
+from gpt.loop import TrainingLoop
+from gpt.model import build_model
+from gpt.run import RunFolder
+from gpt.tokenizer import make_tokenizer
+from gpt.trainer import Trainer
+
+SAMPLE_TOKENS = 500
+
+
+@dataclass
+class Session:
+    """One process's part of a run: everything that `run` needs."""
+
+    config: Config
+    dataset: Dataset
+    model: object
+    folder: RunFolder
+    threads: int
+    checkpoint: Checkpoint | None = None  # where to go on from
+
+    def run(self) -> int:
+        """Train, sample, and return the exit status."""
+        progress = self.checkpoint.progress if self.checkpoint else Progress()
+        self._introduce()
+        interrupt_on_terminate()
+        with Trainer(self.model, self.dataset, self.config.train, self.threads) as trainer:
+            if self.checkpoint:
+                trainer.restore(self.checkpoint.optimizer, progress.step)
+            finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
+            if not finished:
+                again = f"python train.py --resume --out {self.folder.path}"
+                print(f"stopped and saved after step {trainer.step}; go on with: {again}")
+                return 0
+            self._sample()
+        print(f"best val loss {progress.best_val_loss:.4f}; more text: python sample.py --model {self.folder.path}")
+        return 0
+
+    def _introduce(self) -> None:
+        data, train = self.dataset, self.config.train
+        kind = tl.backend_of(self.model.token_table.data).name
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
+        print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {kind}, {threads}")
+        counted = optima(data)
+        shown = [f"uniform {counted.pop('uniform'):.4f}"]
+        shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
+        print(f"losses reached by counting (train / val): {', '.join(shown)}")
+        print(f"run: {self.folder.path}", flush=True)
+
+    def _sample(self) -> None:
+        """Print a sample of the final model and keep it in the run's folder."""
+        tokenizer = self.dataset.tokenizer
+        prompt = default_prompt(tokenizer)
+        pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
+        text = prompt + "".join(piece for (piece,) in pieces)
+        atomic_write(self.folder.sample, text + "\n")
+        print(f"--- sample ---\n{text.strip()}\n--------------")
+
+
+def start_session(config: Config, out: Path | None, overwrite: bool, backend: str, threads: int | None) -> Session:
+    """A new run. Nothing is written before everything has been checked."""
+    tl.get_backend(backend)
+    threads = _threads(threads, backend)
+    text = _load_text(config)
+    tokenizer = make_tokenizer(config.train.tokenizer, text.text)
+    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
+    dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
+    check_memory(config)
+    model = build_model(config.train.model, config.gpt, config.train.seed).to(backend)
+    name = Path(config.train.preset).stem or "run"
+    folder = RunFolder.create(out, name, overwrite)
+    atomic_write(folder.config, config.to_toml())
+    return Session(config, dataset, model, folder, threads)
+
+
+def resume_session(out: Path | None, preset: str | None, options: dict, backend: str, threads: int | None) -> Session:
+    """Go on with an earlier run, with its configuration but for `options`."""
+    tl.get_backend(backend)
+    threads = _threads(threads, backend)
+    folder = RunFolder.open(out)
+    checkpoint = load_checkpoint(folder.last)
+    old = checkpoint.config
+    if preset not in (None, old.train.preset):
+        raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
+    config = old.updated(options)
+    for key, value in config.gpt.__dict__.items() | {("tokenizer", config.train.tokenizer)}:
+        if value != old.to_dict().get(key) and key != "dropout":
+            raise UserError(f"--{key.replace('_', '-')} cannot change on --resume: start a new run for it")
+    text = _load_text(config)
+    dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
+    if dataset.fingerprint != checkpoint.fingerprint:
+        raise UserError(f"{text.name} is not the text that the run in {folder.path} was trained on")
+    if checkpoint.progress.step >= config.train.max_iters:
+        raise UserError(f"the run has its {checkpoint.progress.step} steps: raise --max-iters to go on")
+    folder.rewind_log(checkpoint.progress.step)
+    atomic_write(folder.config, config.to_toml())
+    checkpoint = replace(checkpoint, config=config)
+    return Session(config, dataset, checkpoint.build_model().to(backend), folder, threads, checkpoint)
+
+
+def check_memory(config: Config) -> None:
+    """UserError if the parameters, gradients and moments alone cannot fit this machine's memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this platform
+        return
+    vocab_size = config.gpt.vocab_size
+    parameters = vocab_size**2 if config.train.model == "bigram" else config.gpt.num_parameters()
+    needed = 16 * parameters  # value, gradient and two moments, four bytes each
+    if needed > memory:
+        raise UserError(
+            f"a model of {parameters:,} parameters needs {needed / 2**30:,.0f} GiB and this machine has"
+            f" {memory / 2**30:,.0f}: lower --n-layer, --n-embd or --block-size"
+        )
+
+
+def _load_text(config: Config) -> Text:
+    text = load_text(config.train.data, block_size=config.gpt.block_size, seed=config.train.seed)
+    if text.note:
+        print(text.note)
+    return text
+
+
+def _threads(asked: int | None, backend: str) -> int:
+    if asked is not None and asked < 1:
+        raise UserError(f"--threads must be at least 1, got {asked}")
+    if backend != "numpy":
+        if asked is not None:
+            raise UserError("--threads has no effect on a GPU: leave it out")
+        return 1
+    return asked or physical_cores()
+
+
+def physical_cores() -> int:
+    """The cores this process may run on, hyper-threads not counted, where that can be found out."""
+    try:
+        cpus = os.sched_getaffinity(0)
+        topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        return len({Path(topology.format(cpu)).read_text() for cpu in cpus})
+    except (AttributeError, OSError):  # not Linux
+        return math.ceil((os.cpu_count() or 1) / 2)

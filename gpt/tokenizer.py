@@ -1,0 +1,125 @@
+"""Text to integer tokens and back: the characters of a text, or the bytes of UTF-8."""
+
+import codecs
+import reprlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gpt.errors import UserError
+
+TOKENIZERS = ("char", "byte")
+MAX_LISTED = 20  # unknown characters named in an error
+
+
+class CharTokenizer:
+    """One token per Unicode code point; token k is the k-th of `symbols`, which are sorted and distinct."""
+
+    kind = "char"
+
+    def __init__(self, symbols: str):
+        if not symbols or list(symbols) != sorted(set(symbols)):
+            raise ValueError(f"expected sorted distinct symbols, at least one, got {reprlib.repr(symbols)}")
+        self.symbols = symbols
+        self.vocab_size = len(symbols)
+        self._points = _code_points(symbols)
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """The tokenizer whose symbols are the distinct characters of `text`."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        """int64 tokens, one per code point of `text`; UserError lists the characters without a token."""
+        points = _code_points(text)
+        tokens = np.searchsorted(self._points, points)
+        unknown = points[self._points.take(tokens, mode="clip") != points]
+        if unknown.size:
+            characters = [repr(chr(point)) for point in np.unique(unknown)]
+            more = f" and {len(characters) - MAX_LISTED} more" if len(characters) > MAX_LISTED else ""
+            raise UserError(
+                f"the text has characters that are not in the model's vocabulary of {self.vocab_size}: "
+                f"{', '.join(characters[:MAX_LISTED])}{more}; "
+                "leave them out, or train a model on text that has them or with --tokenizer byte"
+            )
+        return tokens.astype(np.int64, copy=False)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of tokens `ids`."""
+        return self._points[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le")
+
+    def stream_decoder(self) -> Callable[..., str]:
+        """decode(ids, final=False) -> the text that has become complete: here, always all of it."""
+        return lambda ids, final=False: self.decode(ids)
+
+    def to_dict(self) -> dict:
+        """What `tokenizer_from_dict` needs, JSON-able."""
+        return {"kind": self.kind, "symbols": self.symbols}
+
+
+class ByteTokenizer:
+    """One token per byte of the UTF-8 encoding: 256 symbols for any text in any language."""
+
+    kind = "byte"
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """int64 tokens, one per UTF-8 byte of `text`."""
+        return np.frombuffer(_encode(text, "utf-8"), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of tokens `ids`, with U+FFFD where they are not UTF-8."""
+        return self.stream_decoder()(ids, final=True)
+
+    def stream_decoder(self) -> Callable[..., str]:
+        """decode(ids, final=False) -> the text that has become complete; `final` gives the rest."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda ids, final=False: decoder.decode(bytes(np.asarray(ids).ravel().tolist()), final)
+
+    def to_dict(self) -> dict:
+        """What `tokenizer_from_dict` needs, JSON-able."""
+        return {"kind": self.kind}
+
+
+Tokenizer = CharTokenizer | ByteTokenizer
+
+
+def make_tokenizer(kind: str, text: str) -> Tokenizer:
+    """The tokenizer of a `kind` in TOKENIZERS for training on `text`."""
+    if kind == "char":
+        return CharTokenizer.from_text(text)
+    if kind == "byte":
+        return ByteTokenizer()
+    raise UserError(f"unknown tokenizer {kind!r}; choose --tokenizer {' or '.join(TOKENIZERS)}")
+
+
+def tokenizer_from_dict(d: object) -> Tokenizer:
+    """The tokenizer that `to_dict` described; UserError for anything else."""
+    try:
+        match d:
+            case {"kind": "char", "symbols": str(symbols)}:
+                return CharTokenizer(symbols)
+            case {"kind": "byte"}:
+                return ByteTokenizer()
+    except (ValueError, UserError):
+        pass
+    raise UserError(
+        "the file's tokenizer is damaged or from a newer version: expected kind 'byte', or 'char' with "
+        f"sorted distinct symbols, got {reprlib.repr(d)}; use an intact file or a newer program"
+    )
+
+
+def _code_points(text: str) -> np.ndarray:
+    """uint32 code points of `text`."""
+    return np.frombuffer(_encode(text, "utf-32-le"), dtype="<u4")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """`text` in a Unicode `encoding`, which lone surrogates do not have."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text has the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
+            "which usually comes from input that was not UTF-8; give the text as UTF-8"
+        ) from error

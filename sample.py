@@ -1,0 +1,114 @@
+"""Write text with a trained model.
+
+python sample.py --prompt "ROMEO:"              the newest run in runs/
+echo "To be" | python sample.py -               the prompt from standard input
+python sample.py --model runs/mine --num-samples 3 --temperature 0.8 --out output.txt
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gpt.cli import Parser, run_script
+from gpt.errors import UserError
+
+SEPARATOR = "\n---------------\n"
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    check(args)
+    from threadpoolctl import threadpool_limits
+
+    from gpt.checkpoint import load_checkpoint
+    from gpt.files import atomic_write
+    from gpt.generate import default_prompt, stream_text
+    from gpt.run import find_checkpoint
+    from tensorlite import get_backend
+
+    get_backend(args.backend)
+    path = find_checkpoint(args.model)
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.build_model().to(args.backend).eval()
+    prompt = read_prompt(args)
+    prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
+    print(
+        f"{path}: step {checkpoint.progress.step}, best val loss {checkpoint.progress.best_val_loss:.4f}",
+        file=sys.stderr,
+    )
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    samples = [prompt] * args.num_samples
+    show(prompt)
+    with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
+        for pieces in stream_text(
+            model, checkpoint.tokenizer, prompt, args.max_new_tokens, args.num_samples, **options
+        ):
+            show(pieces[0])  # the first sample as it is made, the others after it
+            samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
+    show("".join(SEPARATOR + text for text in samples[1:]) + "\n")
+    if args.out:
+        atomic_write(args.out, SEPARATOR.join(samples) + "\n")
+    return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="sample.py", description=__doc__)
+    option = parser.add_argument
+    option("--model", type=Path, metavar="PATH", help="a checkpoint or a run's folder (default: the newest run)")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a new line)")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue the text of a UTF-8 file")
+    prompt.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="continue the text on standard input")
+    option("--max-new-tokens", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
+    option("--temperature", type=float, default=0.8, metavar="T",
+           help="below 1 likelier, above 1 more varied, 0 always the likeliest (default: %(default)s)")  # fmt: skip
+    option("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: all)")
+    option("--top-p", type=float, metavar="P",
+           help="draw from the likeliest tokens that make up this probability only (default: all)")  # fmt: skip
+    option("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
+    option("--seed", type=int, default=1337, metavar="S", help="the same seed, the same text (default: %(default)s)")
+    option("--out", type=Path, metavar="FILE", help="write the text into a file too (default: no)")
+    option("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: %(default)s)")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError for values that make no sense."""
+    rules = (
+        ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
+        ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
+        ("--top-k", args.top_k, args.top_k is None or args.top_k >= 1, "at least 1"),
+        ("--top-p", args.top_p, args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("--num-samples", args.num_samples, args.num_samples >= 1, "at least 1"),
+        ("--seed", args.seed, 0 <= args.seed < 2**63, "from 0 to 2**63 - 1"),
+    )
+    for name, value, good, expected in rules:
+        if not good:
+            raise UserError(f"{name} must be {expected}, got {value}")
+
+
+def read_prompt(args: argparse.Namespace) -> str | None:
+    """The prompt from wherever it was given; None for nowhere."""
+    try:
+        if args.stdin:
+            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+        elif args.prompt_file:
+            prompt = args.prompt_file.read_bytes().decode().removesuffix("\n")
+        else:
+            prompt = args.prompt
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt is not UTF-8 (byte {error.start}): convert it first") from None
+    except OSError as error:
+        raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
+    if prompt == "":
+        raise UserError("the prompt is empty: give at least one character, or no prompt at all")
+    return prompt
+
+
+def show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,335 @@
+"""Texts, splits and blocks: exact sizes, no leaks between records, every failure explained; no network."""
+
+import hashlib
+import math
+import os
+import socket
+import time
+
+import numpy as np
+import pytest
+
+import gpt.data
+from gpt.data import Split, Text, load_text, make_dataset, optima, random_blocks
+from gpt.errors import UserError
+from gpt.tokenizer import TOKENIZERS, ByteTokenizer, make_tokenizer
+
+PLAY = b"Enter two clowns.\nExeunt.\n"  # stands in for tinyshakespeare
+
+
+def dataset(text, kind="char", block_size=4, **options):
+    text = text if isinstance(text, Text) else Text(text, name="test", source="test")
+    return make_dataset(text, make_tokenizer(kind, text.text), block_size, **options)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"abc", "abc"),
+        (b"a\r\nb\rc\n", "a\r\nb\rc\n"),
+        (b"\xef\xbb\xbfabc", "abc"),
+        (b"a\xef\xbb\xbfb", "a\ufeffb"),
+        ("naïve 😀 e\u0301\0".encode(), "naïve 😀 e\u0301\0"),
+    ],
+    ids=["plain", "newlines", "byte order mark", "mark inside", "unicode"],
+)
+def test_file_is_read_exactly(tmp_path, monkeypatch, raw, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_bytes(raw)
+    loaded = load_text("my.txt", block_size=8)
+    assert loaded == Text(text, name="my.txt", source=str(tmp_path / "my.txt"))
+    assert load_text(loaded.source, block_size=8) == loaded
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"\xff\xfea\0", "not UTF-8.*offset 0"),
+        (b"\xef\xbb\xbfab\xe9c", "not UTF-8.*offset 5.*convert"),
+        (b"ab\xed\xa0\x80", "not UTF-8.*offset 2"),
+        (b"abc\xc3", "not UTF-8.*offset 3"),
+    ],
+    ids=["empty", "only a mark", "UTF-16", "Latin-1 after a mark", "surrogate", "cut short"],
+)
+def test_unusable_file_is_explained(tmp_path, raw, said):
+    (tmp_path / "my.txt").write_bytes(raw)
+    with pytest.raises(UserError, match=rf"my\.txt is {said}"):
+        load_text(str(tmp_path / "my.txt"), block_size=8)
+
+
+@pytest.mark.parametrize("source", ["none.txt", ".", ""])
+def test_what_cannot_be_read_is_explained(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"cannot read {source}: .*give a UTF-8 file"):
+        load_text(source, block_size=8)
+
+
+def test_a_path_makes_a_file_of_a_built_in_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ab").write_text("my own")
+    assert load_text("./ab", block_size=8).text == "my own"
+    assert load_text("ab", block_size=8).record == 9
+
+
+# --- built-in texts ---
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 33])
+def test_ab_strings(block_size):
+    ab = load_text("ab", block_size=block_size, seed=5)
+    assert ab.source == "ab"
+    assert ab.record == block_size + 1
+    assert len(ab.text) % ab.record == 0
+    assert abs(len(ab.text) - 1_000_000) < ab.record
+    records = np.frombuffer(ab.text.encode(), np.uint8).reshape(-1, ab.record) == ord("b")
+    assert not records[:, 0].any()
+    assert (records[:, 1:] >= records[:, :-1]).all()  # b is absorbing
+    after_a = records[:, 1:][~records[:, :-1]]
+    assert abs(after_a.mean() - 0.5) < 4 * 0.5 / math.sqrt(after_a.size)
+
+
+def test_ab_strings_depend_on_the_seed_alone():
+    first, again, other = (load_text("ab", block_size=8, seed=seed).text for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_pydoc_needs_no_network():
+    text = load_text("pydoc", block_size=8)
+    assert text.source == "pydoc"
+    assert text.note == ""
+    assert "reference" in text.name
+    assert len(text.text) > 100_000
+    assert "statement" in text.text
+
+
+# --- tinyshakespeare: a cache in tmp_path, a server in a file ---
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The path of the cached file; the text to be had is PLAY, and nothing serves it yet."""
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(gpt.data, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+    monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", (tmp_path / "server").as_uri())
+    return gpt.data._cache_folder() / "tinyshakespeare.txt"
+
+
+def serve(tmp_path, raw=PLAY):
+    (tmp_path / "server").write_bytes(raw)
+
+
+@pytest.mark.parametrize("source", ["shakespeare", None])
+def test_download_once(tmp_path, cached, source):
+    serve(tmp_path)
+    first = load_text(source, block_size=8)
+    assert first == Text(PLAY.decode(), name="tinyshakespeare", source="shakespeare")
+    assert cached.read_bytes() == PLAY
+    assert list(cached.parent.iterdir()) == [cached]
+    (tmp_path / "server").unlink()
+    assert load_text(source, block_size=8) == first
+
+
+def test_damaged_cache_is_downloaded_again(tmp_path, cached):
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(PLAY[:-1])
+    serve(tmp_path)
+    assert load_text("shakespeare", block_size=8).text == PLAY.decode()
+    assert cached.read_bytes() == PLAY
+
+
+def test_wrong_hash_is_refused_and_not_cached(tmp_path, cached):
+    serve(tmp_path, b"<html>Please log in</html>")
+    with pytest.raises(UserError, match="26 bytes.*not the expected text.*--data FILE.*--data pydoc"):
+        load_text("shakespeare", block_size=8)
+    assert not cached.exists()
+    assert load_text(None, block_size=8).source == "pydoc"
+
+
+def test_unwritable_cache_does_not_prevent_training(tmp_path, cached):
+    cached.parent.parent.mkdir(parents=True, exist_ok=True)
+    cached.parent.write_text("a file where the folder should be")
+    serve(tmp_path)
+    assert load_text("shakespeare", block_size=8).text == PLAY.decode()
+
+
+def test_full_disk_does_not_prevent_training(tmp_path, cached, monkeypatch):
+    def full(*_):
+        raise OSError("full")
+
+    serve(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    assert load_text("shakespeare", block_size=8).text == PLAY.decode()
+    assert list(cached.parent.iterdir()) == []
+
+
+def test_no_network_is_an_error_when_asked_for_and_a_note_otherwise(cached):
+    with pytest.raises(UserError, match="cannot download .* from file:.*--data FILE.*--data pydoc"):
+        load_text("shakespeare", block_size=8)
+    text = load_text(None, block_size=8)
+    assert text.source == "pydoc"
+    assert text.text == load_text("pydoc", block_size=8).text
+    assert "tinyshakespeare" in text.note
+    assert "--data FILE" in text.note
+    assert "\n" not in text.note
+
+
+def test_silent_server_is_given_up_in_time(cached, monkeypatch):
+    monkeypatch.setattr(gpt.data, "DEADLINE_ASKED", 0.2)
+    monkeypatch.setattr(gpt.data, "DEADLINE_DEFAULT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        start = time.monotonic()
+        with pytest.raises(UserError, match="0.2 seconds|timed out"):
+            load_text("shakespeare", block_size=8)
+        assert load_text(None, block_size=8).source == "pydoc"
+        assert time.monotonic() - start < 3
+
+
+# --- splits and blocks ---
+
+
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "train"),
+    [(1_115_394, 0.1, 1_003_854), (10, 0.5, 5), (100, 0.9, 10), (1000, 0.7, 300), (30, 0.1, 27)],
+)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_split_sizes(kind, length, val_fraction, train):
+    data = dataset("ab" * (length // 2), kind, block_size=1, val_fraction=val_fraction)
+    assert (len(data.train.tokens), len(data.val.tokens)) == (train, length - train)
+
+
+def test_both_tokenizers_see_the_same_texts():
+    text = "ä" * 50 + "a" * 40 + "😀" * 10  # characters of 2, 1 and 4 bytes
+    for kind in TOKENIZERS:
+        data = dataset(text, kind)
+        assert data.tokenizer.decode(data.train.tokens) == text[:90]
+        assert data.tokenizer.decode(data.val.tokens) == text[90:]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [(2, np.uint8), (256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.int32)],
+)
+def test_tokens_take_the_smallest_dtype(vocab_size, dtype):
+    text = "".join(map(chr, range(0x10000, 0x10000 + vocab_size)))  # where there are no surrogates
+    data = dataset(text * 10, block_size=1)
+    assert data.train.tokens.dtype == data.val.tokens.dtype == dtype
+    assert data.tokenizer.decode(data.val.tokens) == text
+
+
+def test_blocks_of_running_text():
+    split = Split(np.arange(10, dtype=np.uint8), block_size=4)
+    assert split.num_blocks == 6
+    x, y = split.block(np.array([0, 5, 2]))
+    assert x.tolist() == [[0, 1, 2, 3], [5, 6, 7, 8], [2, 3, 4, 5]]
+    assert y.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9], [3, 4, 5, 6]]
+    for array in (x, y):
+        assert array.dtype == np.int64
+        assert array.flags.c_contiguous
+        assert array.flags.owndata
+    with pytest.raises(IndexError):
+        split.block([6])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_blocks_never_cross_records(kind):
+    data = dataset(load_text("ab", block_size=8), kind, block_size=8, val_fraction=0.123)
+    assert data.train.num_blocks + data.val.num_blocks == 1_000_000 // 9
+    for split in (data.train, data.val):
+        x, y = split.block(np.arange(split.num_blocks))
+        np.testing.assert_array_equal(np.c_[x, y[:, -1:]].ravel(), split.tokens)
+        assert (x[:, 0] == data.tokenizer.encode("a")).all()
+
+
+def test_random_blocks_reach_every_start_and_repeat_with_the_generator():
+    split = Split(np.arange(10, dtype=np.uint8), block_size=4)
+    x, y = random_blocks(split, 500, np.random.default_rng(0))
+    assert x.shape == y.shape == (500, 4)
+    assert (y == x + 1).all()
+    assert set(x[:, 0]) == set(range(split.num_blocks))
+    np.testing.assert_array_equal(random_blocks(split, 500, np.random.default_rng(0))[0], x)
+
+
+@pytest.mark.parametrize(
+    ("length", "val_fraction", "said"),
+    [
+        (49, 0.1, "validation part of test has 5 tokens, but .* of 5 needs 6.*--block-size.*--val-fraction"),
+        (20, 0.9, "training part of test has 2 tokens, but a block of 5 needs 6.*larger file"),
+        (1, 0.1, "training part of test has 0 tokens"),
+        (100, 0, "--val-fraction must lie between 0 and 1, got 0"),
+        (100, 1.0, "--val-fraction must lie between 0 and 1, got 1.0"),
+        (100, math.nan, "--val-fraction .* got nan"),
+    ],
+)
+def test_impossible_splits_are_explained(length, val_fraction, said):
+    with pytest.raises(UserError, match=said):
+        dataset("a" * length, block_size=5, val_fraction=val_fraction)
+
+
+def test_the_shortest_possible_text():
+    data = dataset("abcdef", block_size=2, val_fraction=0.5)
+    assert data.train.num_blocks == data.val.num_blocks == 1
+
+
+@pytest.mark.parametrize(("text", "block_size"), [("ab" * 20, 2), ("ab" * 20 + "a", 1)])
+def test_records_that_cannot_hold_a_block_are_refused(text, block_size):
+    with pytest.raises(ValueError, match="records"):
+        dataset(Text(text, name="test", source="test", record=2), block_size=block_size)
+
+
+def test_fingerprint_tells_text_and_split_but_not_tokenizer():
+    text = "to be or not to be, that is the question"
+    same = {dataset(text, kind, block_size).fingerprint for kind, block_size in [("char", 2), ("byte", 3)]}
+    others = {dataset(text + "s").fingerprint, dataset(text, val_fraction=0.2).fingerprint}
+    assert len(same) == 1
+    assert len(same | others) == 3
+    assert all(len(fingerprint) == 64 for fingerprint in same | others)
+
+
+# --- yardsticks ---
+
+
+def test_optima_by_hand():
+    # train aabab: targets a b a b, pairs aa ab ba ab.  val bbaab: targets b a a b, pairs bb ba aa ab.
+    result = optima(dataset("aababbbaab", val_fraction=0.5))
+    assert result["uniform"] == pytest.approx(math.log(2))
+    assert result["unigram"] == pytest.approx((math.log(2), math.log(2)))
+    train = (math.log(3) + 2 * math.log(3 / 2) + math.log(1)) / 4
+    # One more each: from a, (2, 3) of 5; from b, (2, 1) of 3.
+    val = (math.log(3 / 1) + math.log(3 / 2) + math.log(5 / 2) + math.log(5 / 3)) / 4
+    assert result["bigram"] == pytest.approx((train, val))
+
+
+def test_optima_of_ab_strings_are_the_theory():
+    result = optima(dataset(load_text("ab", block_size=8), block_size=8))
+    # Of the 8 targets of a record, 2 - 2**-7 on average follow an a and cost ln 2; the others cost nothing.
+    expected = math.log(2) * (2 - 2**-7) / 8
+    assert result["bigram"] == pytest.approx((expected, expected), rel=0.02)
+    assert result["unigram"][0] < result["uniform"]
+
+
+def test_symbols_unseen_in_training_cost_a_finite_loss():
+    result = optima(dataset("ab" * 50 + "z" * 12))
+    assert math.isfinite(result["unigram"][1])
+    assert math.isfinite(result["bigram"][1])
+    assert result["bigram"][0] == pytest.approx(0, abs=1e-12)
+
+
+def test_bytes_have_the_optima_of_characters_on_ascii():
+    by_char, by_byte = (optima(dataset("hello world " * 20, kind)) for kind in ("char", "byte"))
+    assert by_byte["uniform"] == pytest.approx(math.log(ByteTokenizer.vocab_size))
+    for name in ("unigram", "bigram"):
+        assert by_byte[name][0] == pytest.approx(by_char[name][0])
+
+
+def test_large_vocabulary_has_no_bigram(monkeypatch):
+    monkeypatch.setattr(gpt.data, "MAX_BIGRAM_VOCAB", 2)
+    assert "bigram" in optima(dataset("ab" * 50))
+    assert "bigram" not in optima(dataset("abc" * 50))

@@ -1,0 +1,66 @@
+"""Train a GPT, or a bigram table, on any text file.
+
+python train.py                                 little-shakespeare, about a minute
+python train.py nanogpt-cpu --data book.txt     another preset, your own text
+python train.py --resume --max-iters 10000      go on with the newest run
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gpt.cli import Parser, add_config_options, run_script
+from gpt.config import PRESETS, Config, GPTConfig, load_preset
+from gpt.errors import UserError
+
+DEFAULT_PRESET = "little-shakespeare"
+RUN_OPTIONS = ("preset", "backend", "threads", "out", "resume", "overwrite")  # of this process, not of the model
+
+
+def main() -> int:
+    args = parse_arguments(sys.argv[1:])
+    from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait for it
+
+    options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
+    if args.resume:
+        session = resume_session(args.out, args.preset, options, args.backend, args.threads)
+    else:
+        config = load_preset(args.preset or DEFAULT_PRESET)
+        refuse_idle_options(config, options)
+        session = start_session(config.updated(options), args.out, args.overwrite, args.backend, args.threads)
+    return session.run()
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options that were given. --help shows the values of the preset named beside it."""
+    preset = build_parser(None, add_help=False).parse_known_args(argv)[0].preset
+    defaults = load_preset(preset or DEFAULT_PRESET).to_dict()
+    return build_parser(defaults, add_help=True).parse_args(argv)
+
+
+def build_parser(defaults: dict | None, add_help: bool) -> Parser:
+    parser = Parser(prog="train.py", description=__doc__, add_help=add_help)
+    parser.add_argument(
+        "preset", nargs="?", metavar="PRESET",
+        help=f"{', '.join(PRESETS)}, or a TOML file; sets the defaults below (default: {DEFAULT_PRESET})",
+    )  # fmt: skip
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: numpy)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
+    add_config_options(parser, defaults or {})
+    return parser
+
+
+def refuse_idle_options(config: Config, options: dict) -> None:
+    """UserError for options that a bigram table has no use for."""
+    idle = [n for n in options if n in GPTConfig.__dataclass_fields__ and n != "block_size"]
+    if config.train.model == "bigram" and idle:
+        raise UserError(f"--{idle[0].replace('_', '-')} has no effect on a bigram table: leave it out")
+
+
+if __name__ == "__main__":
+    run_script(main)
