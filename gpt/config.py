@@ -134,9 +134,9 @@ class Config:
     def to_toml(self) -> str:
         """A TOML file that `load_preset` reads back."""
         lines = ["# Read back by: python train.py THIS_FILE"]
-        # JSON's strings, numbers and booleans are also TOML's.
         lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.to_dict().items()]
-        return "\n".join(lines) + "\n"
+        # JSON's strings, numbers and booleans are also TOML's, but for one control character.
+        return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
 
 
 def option_fields() -> dict:
@@ -179,6 +179,8 @@ def _check_range(f, value) -> None:
     least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
     if choices and value not in choices:
         raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):  # how a file name's odd bytes come
+        raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {value!r}: rename the file")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{f.name} must be finite, got {value}")
     if least is not None and value < least:

@@ -48,7 +48,7 @@ def sample_tokens(
         if temperature == 0:
             tokens = logits.argmax(axis=1)
         else:
-            probs = _probabilities(logits.astype(np.float64) / temperature, top_k, top_p)
+            probs = _probabilities(logits.astype(np.float64), temperature, top_k, top_p)
             tokens = _draw(probs, random.generator(seed, random.SAMPLING, step).random(len(probs)))
         yield tokens
         context = np.concatenate([context, tokens[:, None]], axis=1)[:, -model.block_size :]
@@ -85,12 +85,14 @@ def _context(idx) -> np.ndarray:
     return idx.astype(np.int64)
 
 
-def _probabilities(logits, top_k, top_p):
+def _probabilities(logits, temperature, top_k, top_p):
     """(B, V) float64 logits -> probabilities, zero for tokens outside the top k or the top p."""
+    with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest may fall to -inf
+        logits = (logits - logits.max(axis=1, keepdims=True)) / temperature
     if top_k is not None and top_k < logits.shape[1]:
         kth = np.partition(logits, -top_k, axis=1)[:, -top_k, None]
         logits = np.where(logits < kth, -np.inf, logits)
-    probs = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs = np.exp(logits)
     probs /= probs.sum(axis=1, keepdims=True)
     if top_p is not None and top_p < 1:
         order = np.argsort(-probs, axis=1, kind="stable")

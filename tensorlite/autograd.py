@@ -36,7 +36,7 @@ class Node:
     @property
     def op(self) -> str:
         """The name of the op, read off the function its vjp was defined in."""
-        return "leaf" if self.vjp is None else self.vjp.__qualname__.partition(".")[0]
+        return "leaf" if self.vjp is None else op_name(self.vjp)
 
 
 class _Mode(threading.local):
@@ -84,13 +84,13 @@ def backpropagate(root: Node, gy, deposit) -> None:
         node.vjp, node.parents = spent, ()
         gparents = (None,) * len(parents) if gy is None else vjp(gy)
         if len(gparents) != len(parents):
-            raise ValueError(f"{_name(vjp)}: the vjp gave {len(gparents)} gradients for {len(parents)} inputs")
+            raise ValueError(f"{op_name(vjp)}: the vjp gave {len(gparents)} gradients for {len(parents)} inputs")
         for parent, g in zip(parents, gparents, strict=True):
             if parent is None:
                 continue
             if g is not None:
                 if g.shape != parent.shape:
-                    g = unbroadcast(g, parent.shape, _name(vjp))
+                    g = unbroadcast(g, parent.shape, op_name(vjp))
                 if g.dtype != parent.dtype:
                     g = g.astype(parent.dtype)
                 if parent not in grads:
@@ -106,8 +106,9 @@ def backpropagate(root: Node, gy, deposit) -> None:
         del gy, g, gparents, vjp  # or they would outlive the next vjp's peak
 
 
-def _name(vjp) -> str:
-    return vjp.__qualname__.partition(".")[0]
+def op_name(vjp) -> str:
+    """The function that `vjp` was defined in: "add" for "add.<locals>.vjp"."""
+    return getattr(vjp, "__qualname__", "op").split(".<locals>.")[-2:][0]
 
 
 def _count_uses(root: Node) -> dict[Node, int]:

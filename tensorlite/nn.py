@@ -81,8 +81,9 @@ class Module:
         """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype, in place; gradients are dropped."""
         for p in self.parameters():
             target = get_backend(backend) if backend else backend_of(p.data)
-            p.data = target.asarray(p.numpy(), dtype or p.dtype)
-            p.grad, p.requires_grad = None, True  # a new leaf node, of the new dtype
+            p.requires_grad = False  # its node knows the old dtype
+            p.data, p.grad = target.asarray(p.numpy(), dtype or p.dtype), None
+            p.requires_grad = True
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:

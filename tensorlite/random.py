@@ -17,6 +17,13 @@ INIT, BATCHES, DROPOUT, EVALUATION, SAMPLING = range(5)
 MAX_SEED = 2**63 - 1
 
 
+def check_seed(seed: int) -> int:
+    """`seed` itself, if Philox can take it."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    return seed
+
+
 def philox(seed: int, stream: int, step: int = 0, call: int = 0, block: int = 0) -> np.random.Philox:
     """The bit generator that starts at this place."""
     return np.random.Philox(key=_words(seed, stream), counter=_words(block, call, step, 0))
@@ -58,7 +65,7 @@ class scope:  # noqa: N801 - used as `with random.scope(...)`
     """
 
     def __init__(self, seed: int, step: int = 0, first_row: int = 0):
-        self.seed, self.step, self.first_row = seed, step, first_row
+        self.seed, self.step, self.first_row = check_seed(seed), step, first_row
         self.calls = 0
 
     def __enter__(self) -> "scope":
@@ -89,12 +96,5 @@ def current() -> scope:
 
 
 def manual_seed(seed: int) -> None:
-    """Restart this thread's default scope, the one in force outside any `with scope(...)`."""
-    _current.scope = scope(check_seed(seed))
-
-
-def check_seed(seed: int) -> int:
-    """`seed` itself, if Philox can take it."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
-    return seed
+    """Start this thread's current scope anew: the default one, outside any `with scope(...)`."""
+    _current.scope = scope(seed)

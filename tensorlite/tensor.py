@@ -39,12 +39,13 @@ class Tensor:
             raise RuntimeError("requires_grad: this tensor is an op's result; detach() it to make a leaf of it")
         if wanted and self.data.dtype.kind != "f" and self.data.dtype.name != "bfloat16":
             raise TypeError(f"requires_grad: needs a floating-point tensor, got {self.data.dtype}")
-        self.node = Node.for_leaf(self) if wanted else None
+        if wanted != self.requires_grad:  # an existing node stays: graphs refer to it
+            self.node = Node.for_leaf(self) if wanted else None
 
     @property
     def is_leaf(self) -> bool:
         """Made by the user rather than by an op that was recorded."""
-        return self.node is None or (self.node.vjp is None)
+        return self.node is None or self.node.vjp is None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,7 +119,7 @@ def record(data, parents: tuple, vjp) -> Tensor:
     vjp: gy -> one gradient per parent, each an array that broadcasts from the parent's shape, or None. It may
         close over arrays and shapes, never over a Tensor, and must not write into `gy` or into any input.
     """
-    if isinstance(data, np.generic):  # NumPy turns 0-d results into scalars
+    if isinstance(data, (np.generic, int, float)):  # NumPy turns 0-d results into scalars
         data = np.asarray(data)
     out = object.__new__(Tensor)
     out.data = data
@@ -185,5 +186,5 @@ def _add_to_grad(node: Node, g, owned: bool) -> None:
     if leaf.grad is not None:
         leaf.grad += g
     else:
-        g = g.reshape(node.shape)  # a NumPy scalar becomes a 0-d array
+        g = as_array(g)  # a NumPy scalar becomes a 0-d array
         leaf.grad = g if owned else g.copy()

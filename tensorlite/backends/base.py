@@ -174,7 +174,7 @@ class Backend:
         probs = self.xp.exp(shifted, out=shifted)
         total = probs.sum(axis=1, keepdims=True)
         probs /= total
-        return (self.xp.log(total[:, 0]) - picked) * valid, probs, valid
+        return self.xp.where(valid, self.xp.log(total[:, 0]) - picked, 0.0), probs, valid
 
     def cross_entropy_vjp(self, gy, probs, targets, valid):
         """glogits = (softmax(logits) - onehot(targets)) * gy for gy (N,), zero in the rows that are not valid."""

@@ -32,7 +32,7 @@ class NumpyBackend(Backend):
         return np.asarray(np.frompyfunc(math.erf, 1, 1)(x)).astype(x.dtype)
 
     def gelu(self, x, need_slope):
-        if x.dtype != np.float32:
+        if x.dtype != np.float32 or x.ndim == 0:  # NumPy makes a 0-d product a scalar, which `out` does not take
             return super().gelu(x, need_slope)
         density = x * x
         density *= -0.5

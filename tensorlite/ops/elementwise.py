@@ -3,8 +3,8 @@
 import math
 
 from tensorlite import random
-from tensorlite.backends import backend_of
-from tensorlite.ops.operands import broadcast_error, data, pair
+from tensorlite.backends import as_array, backend_of
+from tensorlite.ops.operands import broadcast_error, data, is_number, pair
 from tensorlite.tensor import Tensor, needs_grad, record
 
 
@@ -146,10 +146,12 @@ def gelu(x, approximate: str = "none") -> Tensor:
 
 def where(condition, a, b) -> Tensor:
     """a where `condition` holds, else b. The condition is a constant, an array or Tensor of booleans."""
-    cond, x, y = data(condition), data(a), data(b)
+    cond, (x, y) = data(condition), pair(a, b, "where")
     if cond.dtype.kind != "b":
         raise TypeError(f"where: the condition must be boolean, got {cond.dtype}")
     be = backend_of(cond, x, y, op="where")
+    if is_number(x) and is_number(y):
+        x = be.asarray(as_array(x))  # float32: two Python numbers would become float64
     try:
         out = be.xp.where(cond, x, y)
     except ValueError:
@@ -163,13 +165,15 @@ def where(condition, a, b) -> Tensor:
 
 def masked_fill(x, mask, value: float) -> Tensor:
     """x with the constant `value` wherever `mask` (boolean, broadcast to x's shape) holds."""
-    x_data = data(x)
-    if data(mask).dtype.kind != "b":
-        raise TypeError(f"masked_fill: the mask must be boolean, got {data(mask).dtype}")
-    filled = where(mask, value, x)
-    if filled.shape != x_data.shape:
-        raise ValueError(f"masked_fill: a mask of shape {data(mask).shape} does not broadcast to {x_data.shape}")
-    return filled
+    x_data, m = data(x), data(mask)
+    if m.dtype.kind != "b":
+        raise TypeError(f"masked_fill: the mask must be boolean, got {m.dtype}")
+    be = backend_of(x_data, m, op="masked_fill")
+    try:
+        be.xp.broadcast_to(m, x_data.shape)
+    except ValueError:
+        raise ValueError(f"masked_fill: a mask of shape {m.shape} does not broadcast to {x_data.shape}") from None
+    return where(mask, value, x)
 
 
 def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:

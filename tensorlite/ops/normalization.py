@@ -30,6 +30,7 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """
     x_data, w, b = data(x), data(weight), data(bias)
     be = backend_of(x_data, w, b, op="layer_norm")
+    normalize_axes(-1, x_data.ndim, "layer_norm")
     for name, p in (("weight", w), ("bias", b)):
         if p is not None and p.shape != x_data.shape[-1:]:
             raise ValueError(f"layer_norm: {name} has shape {p.shape}, x {x_data.shape} needs {x_data.shape[-1:]}")

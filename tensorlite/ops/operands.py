@@ -1,21 +1,32 @@
 """What every op does first: take the arrays out of its inputs, and say clearly what is wrong with them."""
 
+from operator import index
+
 from tensorlite.backends import as_array, backend_of
 from tensorlite.tensor import Tensor
 
 
 def data(x):
-    """The bare array of a Tensor; None, Python numbers and arrays as they are; lists as arrays."""
+    """The bare array of a Tensor; numbers and lists as arrays; None as it is."""
     if isinstance(x, Tensor):
         return x.data
-    if x is None or isinstance(x, int | float):
-        return x  # a Python number takes the dtype of the array it meets
-    return as_array(x)
+    return None if x is None else as_array(x)
+
+
+def is_number(x) -> bool:
+    return isinstance(x, (int, float))
+
+
+def operand(x):
+    """As `data`, but a Python number stays one: it takes the dtype of the array it meets."""
+    if isinstance(x, Tensor):
+        return x.data
+    return x if is_number(x) else data(x)
 
 
 def pair(a, b, op: str):
     """The arrays of two operands, which must be on one device."""
-    x, y = data(a), data(b)
+    x, y = operand(a), operand(b)
     if type(x) is not type(y):
         backend_of(x, y, op=op)
     return x, y
@@ -37,7 +48,11 @@ def ids_of(x, op: str):
 
 def normalize_axes(axis, ndim: int, op: str) -> tuple[int, ...]:
     """`axis` (None, an int or a tuple, possibly negative) as a tuple of distinct axes in [0, ndim)."""
-    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    try:
+        axes = [index(a) for a in axes]
+    except TypeError:
+        raise TypeError(f"{op}: axis must be None, an int or a tuple of ints, got {axis!r}") from None
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(f"{op}: axis {a} is out of range for a tensor of {ndim} axes")

@@ -16,7 +16,7 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the fie
     def vjp(gy):
         return (spread(gy),)
 
-    return record(x_data.sum(axis=axes, keepdims=keepdims, dtype=x_data.dtype), (x,), vjp)
+    return record(x_data.sum(axis=axes, keepdims=keepdims), (x,), vjp)
 
 
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ from tensorlite.tensor import Tensor, record
 
 def reshape(x, *shape) -> Tensor:
     """The same elements in another shape; one length may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
     x_data = data(x)
     try:
@@ -20,7 +20,7 @@ def reshape(x, *shape) -> Tensor:
 
 def permute(x, *axes) -> Tensor:
     """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`."""
-    if len(axes) == 1 and not isinstance(axes[0], int):
+    if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
         axes = tuple(axes[0])
     x_data = data(x)
     axes = normalize_axes(axes, x_data.ndim, "permute")

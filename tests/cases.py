@@ -1,0 +1,434 @@
+"""The cases every op is tested on, one row for each way to call it.
+
+`fn` calls the op. `torch_fn` is the same in PyTorch; where `fn` reads the same in both, one function does. `twin`
+composes the op out of simpler ones, and so says in one line what it computes.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field knows
+
+import tensorlite as tl
+from tensorlite import Tensor, backend_of, get_backend, random
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    id: str
+    fn: Callable
+    torch_fn: Callable
+    inputs: tuple  # for each an array, or a function of a random generator that makes one
+    twin: Callable | None = None
+
+    def arrays(self) -> list[np.ndarray]:
+        """The inputs, the same each time: float64, or integers and booleans, which are passed on as they are."""
+        rng = np.random.default_rng(zlib.crc32(f"{self.op} {self.id}".encode()))
+        return [np.asarray(make(rng) if callable(make) else make) for make in self.inputs]
+
+
+CASES: list[Case] = []
+
+
+def case(op: str, id: str, fn, *inputs, torch_fn=None, twin=None) -> None:  # noqa: A002 - pytest's word
+    CASES.append(Case(op, id, fn, torch_fn or fn, inputs, twin))
+
+
+# --- inputs ---
+
+
+def normal(*shape):
+    return lambda rng: rng.standard_normal(shape)
+
+
+def positive(*shape):
+    return lambda rng: rng.uniform(0.5, 2.0, shape)
+
+
+def spaced(*shape):
+    """Values 0.1 apart, the nearest 0.05 from zero: no ties, no kinks."""
+    n = math.prod(shape)
+    return lambda rng: (rng.permutation(n).reshape(shape) - n // 2 + 0.5) * 0.1
+
+
+def like(array, x):
+    """A host array as a constant that goes with x, a Tensor or one of PyTorch's."""
+    if isinstance(x, Tensor):
+        return backend_of(x.data).asarray(np.asarray(array, x.dtype))
+    return torch.as_tensor(array, dtype=x.dtype)
+
+
+def onehot(ids, size: int) -> np.ndarray:
+    return ids.numpy()[..., None] == np.arange(size)
+
+
+# --- element-wise ---
+
+BINARY = {
+    "add": (lambda a, b: a + b, None),
+    "sub": (lambda a, b: a - b, lambda a, b: a + -b),
+    "mul": (lambda a, b: a * b, None),
+    "div": (lambda a, b: a / b, lambda a, b: a * b**-1),
+}
+SHAPES = {
+    "same shape": ((2, 3), (2, 3)),
+    "row": ((2, 3), (3,)),
+    "row on the left": ((3,), (2, 3)),
+    "both stretched": ((2, 1, 3), (4, 1)),
+    "0-d": ((2, 3), ()),
+    "0-d on the left": ((), (2, 3)),
+    "two 0-d": ((), ()),
+    "empty": ((0, 3), (3,)),
+}
+for op, (fn, twin) in BINARY.items():
+    for name, (a, b) in SHAPES.items():
+        case(op, name, fn, normal(*a), positive(*b), twin=twin)
+    case(op, "same operand", lambda x, fn=fn: fn(x, x), positive(2, 3))
+    for number in (2.5, 3):
+        case(op, f"with {number}", lambda x, fn=fn, c=number: fn(x, c), normal(2, 3))
+        case(op, f"with {number} on the left", lambda x, fn=fn, c=number: fn(c, x), positive(2, 3))
+
+UNARY = {
+    "exp": (lambda x: x.exp(), normal, None),
+    "log": (lambda x: x.log(), positive, None),
+    "sqrt": (lambda x: x.sqrt(), positive, lambda x: x**0.5),
+    "tanh": (lambda x: x.tanh(), normal, lambda x: 1 - 2 / ((2 * x).exp() + 1)),
+    "relu": (lambda x: x.relu(), spaced, lambda x: (x + (x * x).sqrt()) / 2),
+    "neg": (lambda x: -x, normal, lambda x: 0 - x),
+}
+for op, (fn, values, twin) in UNARY.items():
+    for shape in ((2, 3), (), (0, 3)):
+        case(op, f"{shape}", fn, values(*shape), twin=twin)
+
+POWERS = {0: None, 1: lambda x: x * 1, 2: lambda x: x * x, 3: lambda x: x * x * x, 4: lambda x: (x * x) * (x * x)}
+for exponent, twin in POWERS.items():
+    case("pow", f"{exponent}", lambda x, e=exponent: x**e, normal(2, 3), twin=twin)
+case("pow", "-1", lambda x: x**-1, positive(2, 3), twin=lambda x: 1 / x)
+case("pow", "0.5", lambda x: x**0.5, positive(2, 3), twin=lambda x: x.sqrt())
+case("pow", "2.5", lambda x: x**2.5, positive(2, 3), twin=lambda x: x * x * x.sqrt())
+case("pow", "0 at 0", lambda x: x**0, np.zeros(2))
+case("pow", "0-d", lambda x: x**2, normal())
+
+
+def gelu_tanh_twin(x):
+    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
+
+
+for shape in ((4, 5), (), (0, 3)):  # the form with erf has no twin: there is no such op; PyTorch's is the oracle
+    case("gelu", f"none {shape}", lambda x: tl.gelu(x), normal(*shape), torch_fn=F.gelu)
+    case(
+        "gelu", f"tanh {shape}", lambda x: tl.gelu(x, "tanh"), normal(*shape),
+        torch_fn=lambda x: F.gelu(x, approximate="tanh"), twin=gelu_tanh_twin,
+    )  # fmt: skip
+case("gelu", "both tails", lambda x: tl.gelu(x), np.linspace(-9, 9, 25), torch_fn=F.gelu)
+
+MASK = np.array([[True, False, True], [False, False, True]])
+
+
+def where_twin(mask, a, b):
+    return mask * a + (1 - mask) * b
+
+
+for name, (a, b) in {"same shape": ((2, 3), (2, 3)), "stretched": ((4, 1, 3), ()), "rows": ((3,), (2, 1))}.items():
+    case("where", name, tl.where, MASK, normal(*a), normal(*b), torch_fn=torch.where, twin=where_twin)
+case("where", "numbers", lambda m, x: tl.where(m, x, 0.5) * tl.where(m, 2, x), MASK, normal(2, 3),
+     torch_fn=lambda m, x: torch.where(m, x, 0.5) * torch.where(m, 2, x))  # fmt: skip
+for name, mask in {"same shape": MASK, "row": MASK[0], "0-d": np.array(True), "none": MASK & False}.items():
+    case(
+        "masked_fill", name, lambda x, m: x.masked_fill(m, -2.5), normal(2, 3), mask,
+        twin=lambda x, m: tl.where(m, -2.5, x),
+    )  # fmt: skip
+
+
+# --- dropout: the mask is made here once more, from its place in the random stream ---
+
+
+def seeded(fn):
+    def inside_scope(*inputs):
+        with random.scope(SEED):
+            return fn(*inputs)
+
+    return inside_scope
+
+
+def kept(p: float, *shape, call: int = 0) -> np.ndarray:
+    """What the elements are multiplied by: 0 or 1 / (1 - p)."""
+    keep, scale = get_backend("numpy").dropout_mask(random.Place(SEED, random.DROPOUT, 0, call, 0), shape, p)
+    return keep * scale
+
+
+for p in (0.3, 1.0):
+    for shape in ((4, 5), (2, 3, 4), ()):
+        dropped = lambda x, p=p, shape=shape: x * like(kept(p, *shape), x)  # noqa: E731
+        case(
+            "dropout", f"{p} {shape}", seeded(lambda x, p=p: x.dropout(p)), normal(*shape),
+            torch_fn=dropped, twin=dropped,
+        )  # fmt: skip
+dropped = lambda x: x * like(kept(0.5, 4, 5), x) * like(kept(0.5, 4, 5, call=1), x)  # noqa: E731
+case("dropout", "twice", seeded(lambda x: x.dropout().dropout()), normal(4, 5), torch_fn=dropped, twin=dropped)
+case("dropout", "eval", lambda x: tl.dropout(x, 0.5, training=False), normal(2, 3), torch_fn=lambda x: x)
+
+# --- reductions ---
+
+AXES = {"all": None, "first": 0, "middle": 1, "last": -1, "two": (0, -1), "three": (2, 0, 1), "1-tuple": (1,)}
+for name, axis in AXES.items():
+    for keepdims in (False, True):
+        how = {"axis": axis, "keepdims": keepdims}
+        id = f"{name}{' kept' * keepdims}"  # noqa: A001
+        dims = {"dim": (0, 1, 2) if axis is None else axis, "keepdim": keepdims}
+        n = np.zeros((2, 3, 4)).sum(axis, keepdims=True).size
+        case("sum", id, lambda x, how=how: x.sum(**how), normal(2, 3, 4))
+        case("mean", id, lambda x, how=how: x.mean(**how), normal(2, 3, 4),
+             twin=lambda x, how=how, n=n: x.sum(**how) * (n / 24))  # fmt: skip
+        case("max", id, lambda x, how=how: x.max(**how), spaced(2, 3, 4),
+             torch_fn=lambda x, dims=dims: x.amax(**dims))  # fmt: skip
+case("sum", "0-d", lambda x: x.sum(), normal())
+case("sum", "empty", lambda x: x.sum(0), normal(0, 3))
+case("mean", "0-d", lambda x: x.mean(), normal())
+case("max", "0-d", lambda x: x.max(), normal())
+
+# --- shape ---
+
+for shape in ((3, 2), (6,), (1, 6, 1), (-1,), (3, -1)):
+    case("reshape", f"{shape}", lambda x, shape=shape: x.reshape(shape), normal(2, 3))
+case("reshape", "numbers", lambda x: x.reshape(3, -1), normal(2, 3))
+case("reshape", "0-d", lambda x: x.reshape(()), normal(1, 1))
+case("reshape", "moved axes", lambda x: x.transpose(0, 1).reshape(6), normal(2, 3))
+for axes in ((0, 2, 1), (2, 0, 1), (1, 2, 0), (-1, 0, -2)):
+    case("permute", f"{axes}", lambda x, axes=axes: x.permute(axes), normal(2, 3, 4))
+case("permute", "numbers", lambda x: x.permute(2, 1, 0), normal(2, 3, 4), twin=lambda x: x.transpose(0, 2))
+case("transpose", "last two", tl.transpose, normal(2, 3, 4), torch_fn=lambda x: x.mT, twin=lambda x: x.permute(0, 2, 1))
+case("transpose", "T", lambda x: x.T, normal(2, 3))
+for axes in ((0, 2), (-3, 1), (1, 1)):
+    case("transpose", f"{axes}", lambda x, axes=axes: x.transpose(*axes), normal(2, 3, 4))
+
+IDS = np.array([2, 0, 2, 2, 1])
+case("getitem", "int", lambda x: x[1], normal(3, 4))
+case("getitem", "ints", lambda x: x[-1, 2], normal(3, 4))
+case("getitem", "slice", lambda x: x[:, 1:3], normal(3, 4))
+case("getitem", "steps", lambda x: x[::2, 1::2], normal(3, 4))
+case("getitem", "backwards", lambda x: x[::-1, 3:0:-2], normal(3, 4), torch_fn=lambda x: x.flip(0, 1)[:, :3:2])
+case("getitem", "None", lambda x: x[:, None, 1], normal(3, 4))
+case("getitem", "Ellipsis", lambda x: x[..., 0], normal(2, 3, 4))
+case("getitem", "everything", lambda x: x[...], normal())
+case("getitem", "nothing", lambda x: x[2:2], normal(3, 4))
+case("getitem", "ids", lambda x, i: x[i], normal(3, 4), IDS)
+case("getitem", "list", lambda x: x[[0, 0, -1]], normal(3, 4))
+case("getitem", "ids on an axis", lambda x, i: x[:, i], normal(2, 3, 2), IDS)
+case("getitem", "ids and None", lambda x, i: x[None, i], normal(3, 4), IDS)
+case("getitem", "pairs of ids", lambda x, i, j: x[i, j], normal(3, 4), IDS, IDS[::-1])
+case("getitem", "outer product of ids", lambda x, i, j: x[i, j], normal(3, 4), IDS[:, None], IDS)
+case("getitem", "ids on both sides of a slice", lambda x, i: x[i, :, i], normal(3, 2, 3), IDS)
+case("getitem", "mask", lambda x, m: x[m], normal(2, 3), MASK)
+case("getitem", "mask of rows", lambda x, m: x[m], normal(3, 2), MASK[0])
+case("concatenate", "three", lambda *x: tl.concatenate(x), normal(1, 3), normal(2, 3), normal(4, 3),
+     torch_fn=lambda *x: torch.cat(x))  # fmt: skip
+case("concatenate", "last axis", lambda *x: tl.concatenate(x, -1), normal(2, 3), normal(2, 1), normal(2, 0),
+     torch_fn=lambda *x: torch.cat(x, -1))  # fmt: skip
+case("concatenate", "the same twice", lambda x: tl.concatenate([x, x], 1), normal(2, 3),
+     torch_fn=lambda x: torch.cat([x, x], 1))  # fmt: skip
+
+
+def weighted(pieces):
+    """One tensor out of pieces of any sizes, to which each contributes differently."""
+    return sum(k * (piece * piece).sum() for k, piece in enumerate(pieces, 1))
+
+
+for sizes, axis in ((2, 0), (3, 1), ([1, 3], -1), ([4, 0], 1)):
+    case("split", f"{sizes} on {axis}", lambda x, how=(sizes, axis): weighted(x.split(*how)), normal(3, 4))
+
+# --- products ---
+
+
+def matmul_twin(a, b):
+    return (a[..., None] * b[..., None, :, :]).sum(-2)
+
+
+MATRICES = {
+    "matrices": ((2, 3), (3, 4)),
+    "batches": ((5, 2, 3), (5, 3, 4)),
+    "batch and matrix": ((5, 2, 3), (3, 4)),
+    "matrix and batch": ((2, 3), (5, 3, 4)),
+    "batches stretched": ((5, 1, 2, 3), (4, 3, 2)),
+    "batches of 1": ((1, 2, 3), (5, 3, 4)),
+    "empty batch": ((0, 2, 3), (3, 4)),
+    "no rows": ((0, 3), (3, 4)),
+}
+for name, (a, b) in MATRICES.items():
+    case("matmul", name, lambda a, b: a @ b, normal(*a), normal(*b), twin=matmul_twin)
+VECTORS = {
+    "vectors": ((3,), (3,)),
+    "vector and matrix": ((3,), (3, 4)),
+    "matrix and vector": ((2, 3), (3,)),
+    "vector and batch": ((3,), (5, 3, 4)),
+    "batch and vector": ((5, 2, 3), (3,)),
+}
+for name, (a, b) in VECTORS.items():
+    case("matmul", name, lambda a, b: a @ b, normal(*a), normal(*b))
+case("matmul", "same operand", lambda x: x @ x, normal(3, 3))
+for shape in ((4, 3), (2, 4, 3), (3,), (0, 3)):
+    case("linear", f"{shape}", tl.linear, normal(*shape), normal(5, 3), normal(5),
+         torch_fn=F.linear, twin=lambda x, w, b: x @ w.T + b)  # fmt: skip
+    case("linear", f"{shape} no bias", tl.linear, normal(*shape), normal(5, 3), torch_fn=F.linear,
+         twin=lambda x, w: x @ w.T)  # fmt: skip
+
+# --- normalisation ---
+
+
+def softmax_twin(x, axis=-1):
+    e = x.exp()
+    return e / e.sum(axis, keepdims=True)
+
+
+for shape, axis in (((2, 3, 4), -1), ((2, 3, 4), 1), ((2, 3, 4), -3), ((5,), 0), ((0, 3), 1), ((3, 1), 1)):
+    case("softmax", f"{shape} on {axis}", lambda x, axis=axis: x.softmax(axis), normal(*shape),
+         twin=lambda x, axis=axis: softmax_twin(x, axis))  # fmt: skip
+    case("log_softmax", f"{shape} on {axis}", lambda x, axis=axis: x.log_softmax(axis), normal(*shape),
+         twin=lambda x, axis=axis: softmax_twin(x, axis).log())  # fmt: skip
+case("softmax", "large values", lambda x: (x + 1000).softmax(), spaced(3, 4), torch_fn=lambda x: (x + 1000).softmax(-1))
+case("log_softmax", "far apart", lambda x: (x * 1000).log_softmax(), spaced(3, 4),
+     torch_fn=lambda x: (x * 1000).log_softmax(-1))  # fmt: skip
+
+
+def layer_norm_twin(x, weight=1, bias=0, eps=1e-5):
+    deviation = x - x.mean(-1, keepdims=True)
+    return deviation / ((deviation * deviation).mean(-1, keepdims=True) + eps) ** 0.5 * weight + bias
+
+
+def torch_layer_norm(x, weight=None, bias=None, eps=1e-5):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+for shape in ((4, 5), (2, 3, 4), (6,), (0, 3)):
+    for name, count in {"plain": 0, "weight": 1, "weight and bias": 2}.items():
+        case("layer_norm", f"{shape} {name}", tl.layer_norm, normal(*shape), *[normal(shape[-1])] * count,
+             torch_fn=torch_layer_norm, twin=layer_norm_twin)  # fmt: skip
+case("layer_norm", "bias only", lambda x, b: tl.layer_norm(x, bias=b), normal(4, 5), normal(5),
+     torch_fn=lambda x, b: torch_layer_norm(x, bias=b), twin=lambda x, b: layer_norm_twin(x, bias=b))  # fmt: skip
+case("layer_norm", "large eps", lambda x: tl.layer_norm(x, eps=0.5), normal(4, 5),
+     torch_fn=lambda x: torch_layer_norm(x, eps=0.5), twin=lambda x: layer_norm_twin(x, eps=0.5))  # fmt: skip
+case("layer_norm", "far from zero", lambda x: tl.layer_norm(x + 50), spaced(4, 5),
+     torch_fn=lambda x: torch_layer_norm(x + 50))  # fmt: skip
+
+# --- tokens; a table of more than 512 rows takes another path through the backward ---
+
+
+def embedding_twin(ids, weight):
+    return like(onehot(ids, weight.shape[0]), weight) @ weight
+
+
+for rows in (5, 600):
+    some = np.array([[rows - 1, 0, 3, 3], [3, 2, 0, rows - 1]])
+    for name, ids in {"repeated": some, "0-d": some[0, 0], "none": some[:0], "uint16": some.astype(np.uint16)}.items():
+        case("embedding", f"{name} of {rows}", tl.embedding, ids, normal(rows, 3), torch_fn=F.embedding,
+             twin=embedding_twin)  # fmt: skip
+
+
+def cross_entropy_twin(logits, targets, ignore=-100, reduction="mean"):
+    losses = -(logits.log_softmax() * like(onehot(targets, logits.shape[-1]), logits)).sum(-1)
+    counted = targets.numpy() != ignore
+    losses = losses * like(counted, logits)
+    return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / int(counted.sum())}[reduction]
+
+
+def torch_cross_entropy(logits, targets, ignore=-100, reduction="mean"):
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), None, ignore_index=ignore,
+                           reduction=reduction)  # fmt: skip
+    return loss.reshape(targets.shape) if reduction == "none" else loss
+
+
+TARGETS = np.array([[4, 0, 2], [2, 2, 1]])
+for reduction in ("mean", "sum", "none"):
+    for name, targets, ignore in (
+        ("all count", TARGETS, -100),
+        ("flat", TARGETS[0], -100),
+        ("one row", TARGETS[0, 0], -100),
+        ("ignore -100", np.where(TARGETS == 2, -100, TARGETS), -100),
+        ("ignore 2", TARGETS, 2),
+    ):
+        how = (ignore, reduction)
+        case("cross_entropy", f"{reduction} {name}", lambda x, t, how=how: tl.cross_entropy(x, t, *how),
+             normal(*targets.shape, 5), targets,
+             torch_fn=lambda x, t, how=how: torch_cross_entropy(x, t, *how),
+             twin=lambda x, t, how=how: cross_entropy_twin(x, t, *how))  # fmt: skip
+case("cross_entropy", "far apart", lambda x, t: tl.cross_entropy(x * 1000, t), spaced(2, 3, 5), TARGETS,
+     torch_fn=lambda x, t: torch_cross_entropy(x * 1000, t))  # fmt: skip
+
+# --- attention ---
+
+
+def attention_twin(q, k, v, causal=False, dropout=0.0, scale=None):
+    """Reads the same for a Tensor and for PyTorch's."""
+    scores = q @ k.transpose(-2, -1) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if causal:
+        T, S = scores.shape[-2:]  # noqa: N806
+        scores = scores + like(np.where(np.tri(T, S, S - T), 0.0, -np.inf), scores)
+    probs = scores.softmax(-1)
+    if dropout:
+        probs = probs * like(kept(dropout, *probs.shape), probs)
+    return probs @ v
+
+
+def torch_attention(q, k, v, causal=False, dropout=0.0, scale=None):
+    if dropout:
+        return attention_twin(q, k, v, causal, dropout, scale)
+    seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
+    seen = seen.tril(k.shape[-2] - q.shape[-2]) if causal else seen
+    return F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
+
+
+# The name, the leading axes, (T, S, D, E) and the options.
+ATTENTIONS = (
+    ("plain", (2, 3), (4, 4, 5, 5), {}),
+    ("causal", (2, 3), (4, 4, 5, 5), {"causal": True}),
+    ("no leading axes", (), (4, 4, 2, 2), {"causal": True}),
+    ("cross attention, E != D", (2, 1), (2, 5, 3, 4), {}),
+    ("more queries than keys", (2,), (5, 2, 3, 3), {}),
+    ("causal, one query", (2, 2), (1, 5, 3, 3), {"causal": True}),
+    ("causal, last queries, E != D", (2,), (2, 5, 3, 4), {"causal": True}),
+    ("one query, one key, huge scores", (2,), (1, 1, 3, 3), {"scale": 1e4}),
+    ("scale", (2,), (3, 3, 2, 2), {"scale": 0.3, "causal": True}),
+    ("empty batch", (0, 2), (3, 3, 2, 2), {"causal": True}),
+    ("dropout", (2, 3), (4, 4, 5, 5), {"dropout": 0.3}),
+    ("dropout, causal, last queries", (2, 2), (3, 5, 2, 4), {"dropout": 0.5, "causal": True}),
+)
+for name, lead, (T, S, D, E), how in ATTENTIONS:
+    case(
+        "scaled_dot_product_attention", name,
+        seeded(lambda q, k, v, how=how: tl.scaled_dot_product_attention(q, k, v, **how)),
+        normal(*lead, T, D), normal(*lead, S, D), normal(*lead, S, E),
+        torch_fn=lambda q, k, v, how=how: torch_attention(q, k, v, **how),
+        twin=lambda q, k, v, how=how: attention_twin(q, k, v, **how),
+    )  # fmt: skip
+case("scaled_dot_product_attention", "q = k = v", lambda x: tl.scaled_dot_product_attention(x, x, x, causal=True),
+     normal(2, 3, 4), torch_fn=lambda x: torch_attention(x, x, x, causal=True))  # fmt: skip
+
+
+def by_heads(attention, qkv, n_head, **how):
+    """Self-attention with `attention` on separate q, k, v, and copies on the way in and out."""
+    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3  # noqa: N806
+    q, k, v = qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
+    return attention(q, k, v, **how).permute(0, 2, 1, 3).reshape(B, T, C)
+
+
+for shape, n_head, how in (
+    ((2, 4, 18), 3, {"causal": True}),
+    ((2, 4, 18), 2, {"causal": False}),
+    ((1, 3, 12), 1, {"causal": True}),
+    ((3, 1, 12), 4, {"causal": True}),
+    ((0, 3, 12), 2, {"causal": True}),
+    ((2, 5, 12), 2, {"causal": True, "dropout": 0.3}),
+):
+    case(
+        "self_attention", f"{shape}, {n_head} heads, {how}",
+        seeded(lambda x, n=n_head, how=how: tl.self_attention(x, n, **how)), normal(*shape),
+        torch_fn=lambda x, n=n_head, how=how: by_heads(torch_attention, x, n, **how),
+        twin=seeded(lambda x, n=n_head, how=how: by_heads(tl.scaled_dot_product_attention, x, n, **how)),
+    )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Sampling: what is drawn, from which context, and that the model is left as it was."""
+
+import math
+
+import numpy as np
+import pytest
+
+import tensorlite as tl
+from gpt import GPT, BigramLanguageModel, GPTConfig
+from gpt.generate import default_prompt, generate, sample_tokens, stream_text
+from gpt.language_model import LanguageModel
+from gpt.tokenizer import ByteTokenizer, CharTokenizer
+from tensorlite import Tensor
+
+CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.5, tie_weights=False)
+PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
+
+
+def lively_gpt() -> GPT:
+    """A GPT whose guesses depend on the context: its initial matrices, twenty times as large."""
+    model = GPT(CONFIG, seed=3)
+    for p in model.parameters():
+        p.data *= 20 if p.ndim == 2 else 1
+    return model
+
+
+def bigram(probs) -> BigramLanguageModel:
+    """A table whose every row holds these probabilities."""
+    model = BigramLanguageModel(len(probs))
+    model.token_table.data[...] = np.log(probs)
+    return model
+
+
+class Watched(BigramLanguageModel):
+    """Notes what it is called with."""
+
+    def __init__(self):
+        super().__init__(11, block_size=4)
+        self.calls = []
+
+    def next_logits(self, idx):
+        self.calls.append((idx.copy(), self.training, tl.needs_grad(self.token_table)))
+        return super().next_logits(idx)
+
+
+class Scripted(LanguageModel):
+    """Says the bytes of `script`, whatever it is asked; each sequence of a batch is another byte ahead."""
+
+    vocab_size, block_size = 256, 4
+
+    def __init__(self, script: bytes):
+        self.script, self.said = script, 0
+
+    def next_logits(self, idx):
+        at = self.said + np.arange(len(idx))
+        self.said += 1
+        return np.eye(256)[np.frombuffer(self.script, dtype=np.uint8)[at % len(self.script)]]
+
+
+# --- which token ---
+
+
+def test_temperature_zero_takes_the_likeliest():
+    model = lively_gpt().eval()
+    for length in (3, 12):  # within the block, and beyond it
+        expected = prompt = np.random.default_rng(0).integers(0, 11, (16, length))
+        for _ in range(12):
+            logits, _ = model(expected[:, -8:])
+            expected = np.concatenate([expected, logits.numpy()[:, -1:].argmax(axis=-1)], axis=1)
+        assert len(np.unique(expected[:, -12:])) > 5, "a dull model shows nothing"
+        np.testing.assert_array_equal(model.generate(prompt, 12, temperature=0.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"top_k": 1}, {"temperature": 0.0}),
+        ({"top_p": 1e-9}, {"temperature": 0.0}),
+        ({"temperature": 1e-6}, {"temperature": 0.0}),
+        ({"temperature": 5e-324}, {"temperature": 0.0}),
+        ({"temperature": 0.0, "top_k": 3, "top_p": 0.5, "seed": 9}, {"temperature": 0.0}),
+        ({"top_k": 11}, {}),
+        ({"top_k": 1000}, {}),
+        ({"top_p": 1.0}, {}),
+    ],
+    ids=str,
+)
+def test_options_at_their_ends(options, same):
+    model = lively_gpt()
+    np.testing.assert_array_equal(model.generate(PROMPT, 30, **options), model.generate(PROMPT, 30, **same))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.1, 0.4, 0.05, 0.3, 0.15]),
+        ({"temperature": 0.5}, [0.01 / 0.285, 0.16 / 0.285, 0.0025 / 0.285, 0.09 / 0.285, 0.0225 / 0.285]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_k": 4}, [0.1 / 0.95, 0.4 / 0.95, 0, 0.3 / 0.95, 0.15 / 0.95]),
+        ({"top_p": 0.39}, [0, 1, 0, 0, 0]),
+        ({"top_p": 0.41}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_p": 0.71}, [0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85]),
+        ({"top_k": 3, "top_p": 0.8}, [0, 4 / 7, 0, 3 / 7, 0]),  # top_p counts among the top k: 0.7 / 0.85 > 0.8
+        ({"temperature": 0.5, "top_p": 0.5}, [0, 1, 0, 0, 0]),  # and after the temperature: 0.16 / 0.285 > 0.5
+    ],
+    ids=str,
+)
+def test_frequencies_are_the_probabilities(options, expected):
+    model, expected = bigram([0.1, 0.4, 0.05, 0.3, 0.15]), np.array(expected)
+    drawn = model.generate(np.zeros((500, 1), int), 40, seed=3, **options)[:, 1:]
+    frequencies = np.bincount(drawn.ravel(), minlength=5) / drawn.size
+    sigma = np.sqrt(expected * (1 - expected) / drawn.size)
+    assert (np.abs(frequencies - expected) <= 5 * sigma).all(), frequencies
+
+
+def test_a_token_that_cannot_be_is_never_drawn():
+    model = bigram([0.5, 0.5, 0.5])
+    model.token_table.data[:, 1] = -np.inf
+    for options in ({}, {"temperature": 1e-320}, {"top_k": 2}, {"top_p": 0.9}):
+        assert 1 not in model.generate(np.zeros((100, 1), int), 10, **options)
+
+
+def test_text_is_a_function_of_the_seed():
+    model = lively_gpt()
+    text = model.generate(PROMPT, 20, seed=1)
+    np.testing.assert_array_equal(text, model.generate(PROMPT, 20, seed=1))
+    np.testing.assert_array_equal(text[:, :13], model.generate(PROMPT, 10, seed=1))  # of the position, not the length
+    for row, other in zip(text, model.generate(PROMPT, 20, seed=2), strict=True):
+        assert (row != other).any()
+    same = model.generate(PROMPT[[0, 0]], 20, seed=1)
+    assert (same[0] != same[1]).any()  # samples of one prompt differ
+
+
+# --- what goes in and out ---
+
+
+@pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist, Tensor, np.int32, np.uint8])
+def test_shape_and_dtype(kind):
+    model = lively_gpt()
+    text = model.generate(kind(PROMPT), 5)
+    assert (text.shape, text.dtype) == ((2, 8), np.int64)
+    np.testing.assert_array_equal(text[:, :3], PROMPT)
+    np.testing.assert_array_equal(text, model.generate(PROMPT, 5))
+    nothing = model.generate(kind(PROMPT), 0)
+    assert nothing.dtype == np.int64
+    np.testing.assert_array_equal(nothing, PROMPT)
+
+
+def test_context_is_the_last_block():
+    model = Watched()
+    prompt = np.arange(12).reshape(2, 6) % 11
+    text = generate(model, prompt, 3)
+    for i, (context, training, recorded) in enumerate(model.calls):
+        np.testing.assert_array_equal(context, text[:, 2 + i : 6 + i])
+        assert not training
+        assert not recorded
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_left_as_it_was(training):
+    model = lively_gpt().train(training)
+    tokens = sample_tokens(model, PROMPT, 10)
+    for _ in range(3):
+        next(tokens)
+        assert all(module.training == training for module in model.modules())
+        assert tl.needs_grad(*model.parameters())
+    tokens.close()
+    with pytest.raises(IndexError, match="id 99"):
+        model.generate([[99]], 1)
+    assert all(module.training == training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_dropout_is_off_while_sampling():
+    model = lively_gpt()
+    np.testing.assert_array_equal(model.generate(PROMPT, 20), model.eval().generate(PROMPT, 20))
+
+
+@pytest.mark.parametrize(
+    ("idx", "options", "message"),
+    [
+        (PROMPT, {"temperature": -0.1}, "temperature must be 0 or more, got -0.1"),
+        (PROMPT, {"temperature": math.nan}, "temperature must be 0 or more, got nan"),
+        (PROMPT, {"top_k": 0}, "top_k must be at least 1, got 0"),
+        (PROMPT, {"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        (PROMPT, {"top_p": 1.1}, "top_p must be above 0 and at most 1, got 1.1"),
+        (PROMPT, {"top_p": math.nan}, "top_p must be above 0 and at most 1, got nan"),
+        (PROMPT[0], {}, r"expected integers of shape \(B, T\), T at least 1, got int64 \(3,\)"),
+        (PROMPT[:, :0], {}, r"got int64 \(2, 0\)"),
+        (PROMPT * 1.0, {}, r"got float64 \(2, 3\)"),
+        (PROMPT > 2, {}, r"got bool \(2, 3\)"),
+    ],
+)
+def test_what_cannot_be_is_explained(idx, options, message):
+    with pytest.raises(ValueError, match=f"generate: .*{message}"):
+        lively_gpt().generate(idx, 1, **options)
+
+
+# --- text ---
+
+
+def test_stream_gives_whole_characters_that_join_to_the_text():
+    text = "né 😀!"
+    script = text.encode()
+    pieces = list(stream_text(Scripted(script), ByteTokenizer(), "é", len(script), temperature=0.0))
+    assert [piece for (piece,) in pieces] == ["n", "", "é", " ", "", "", "", "😀", "!", ""]
+
+
+def test_stream_keeps_samples_apart_and_gives_what_is_cut_short():
+    script = "a😀".encode()
+    pieces = list(stream_text(Scripted(script), ByteTokenizer(), "?", 7, num_samples=2, temperature=0.0))
+    assert ["".join(sample) for sample in zip(*pieces, strict=True)] == ["a😀a\ufffd", "😀a\ufffd"]
+
+
+def test_stream_draws_what_generate_draws():
+    model, tokenizer = lively_gpt(), CharTokenizer("abcdefghijk")
+    pieces = list(stream_text(model, tokenizer, "bad", 20, num_samples=2, top_k=5, seed=4))
+    expected = generate(model, np.tile(tokenizer.encode("bad"), (2, 1)), 20, top_k=5, seed=4)
+    for sample, tokens in zip(zip(*pieces, strict=True), expected, strict=True):
+        assert "bad" + "".join(sample) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [(CharTokenizer.from_text("b\na"), "\n"), (CharTokenizer.from_text("ba"), "a"), (ByteTokenizer(), "\n")],
+)
+def test_default_prompt(tokenizer, expected):
+    assert default_prompt(tokenizer) == expected

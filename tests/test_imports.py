@@ -1,0 +1,97 @@
+"""What imports what: no CuPy or PyTorch unasked, arrows in one direction, and public names that exist."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tensorlite
+from tensorlite import BackendError, get_backend
+
+PACKAGE = Path(tensorlite.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part of tensorlite may import of the others.
+ARROWS = {
+    "autograd": set(),
+    "random": set(),
+    "backends": {"backends", "random"},
+    "tensor": {"autograd", "backends"},
+    "ops": {"ops", "tensor", "backends", "random"},
+    "nn": {"ops", "tensor", "backends", "random"},
+    "optim": {"nn", "backends"},
+    "gradcheck": {"autograd", "tensor", "backends"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules a file imports anywhere, dotted: `from tensorlite import nn` counts as tensorlite.nn."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            here = node.module == "tensorlite"
+            found |= {f"tensorlite.{alias.name}" for alias in node.names} if here else {node.module}
+    return found
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_importing_tensorlite_loads_neither_cupy_nor_torch():
+    code = "import sys, json, tensorlite; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(out.stdout))
+    assert {"tensorlite", "numpy"} <= loaded
+    assert not loaded & {"cupy", "cupyx", "torch", "gpt", "safetensors", "tqdm", "threadpoolctl"}
+
+
+def test_only_one_file_imports_cupy():
+    users = {path.name for path in SOURCES if any(m.startswith("cupy") for m in imports(path))}
+    assert users == {"cupy_backend.py"}
+
+
+def test_only_numpy_and_the_standard_library_are_needed():
+    top = {module.partition(".")[0] for path in SOURCES for module in imports(path)}
+    assert top <= set(sys.stdlib_module_names) | {"numpy", "cupy", "cupyx", "tensorlite"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path):
+    used = {module.split(".")[1] for module in imports(path) if module.startswith("tensorlite.")}
+    if part(path) != "__init__":
+        assert used <= ARROWS[part(path)]
+
+
+def test_cupy_without_cupy_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(tensorlite.backends, "_by_name", {})
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match=r"cannot import CuPy .*pip install 'tensorlite\[cuda12\]'"):
+        get_backend("cupy")
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="unknown backend 'nope'; the backends are numpy, cupy"):
+        get_backend("nope")
+
+
+@pytest.mark.parametrize("name", tensorlite.__all__)
+def test_public_names_exist_and_are_described(name):
+    assert inspect.getdoc(getattr(tensorlite, name))
+
+
+def test_public_methods_are_described():
+    undescribed = [
+        f"{cls.__name__}.{name}"
+        for cls in (tensorlite.Tensor, tensorlite.backends.Backend)
+        for name, member in vars(cls).items()
+        if inspect.isfunction(member) and not name.startswith("_") and not inspect.getdoc(member)
+    ]
+    assert undescribed == []

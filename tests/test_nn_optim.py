@@ -1,0 +1,397 @@
+"""Modules, the optimiser, schedules and random streams: against PyTorch, NumPy's Philox and hand-made numbers."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from tolerances import assert_close
+
+import tensorlite as tl
+from tensorlite import Tensor, nn, random
+from tensorlite.nn import Module, Parameter
+from tensorlite.optim import AdamW, FlatBuffer, clip_grad_norm_, decay_groups, learning_rate
+
+FLOATS = (np.float32, np.float64)
+
+
+class Block(Module):
+    def __init__(self):
+        self.ln = nn.LayerNorm(4)
+        self.scale = Parameter(np.ones(4, np.float32))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.ln(x) * self.scale)
+
+
+class Model(Module):
+    """A table tied to the output, as in a GPT, and two blocks in a list."""
+
+    def __init__(self):
+        self.wte = nn.Embedding(6, 4)
+        self.h = [Block(), Block()]
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.wte.weight
+        self.note = ["not a module"]
+
+    def forward(self, ids):
+        x = self.wte(ids)
+        for block in self.h:
+            x = block(x)
+        return self.head(x)
+
+
+BLOCK = ["scale", "ln.weight", "ln.bias"]
+NAMES = ["wte.weight", *(f"h.{i}.{name}" for i in range(2) for name in BLOCK), "head.weight"]
+IDS = np.array([[0, 1, 2], [5, 5, 3]])
+
+
+# --- modules ---
+
+
+def test_parameters_are_found_by_name_and_counted_once():
+    model = Model()
+    assert list(model.named_parameters()) == NAMES
+    assert model.named_parameters()["head.weight"] is model.wte.weight
+    assert len(model.parameters()) == 7
+    assert model.num_parameters() == 24 + 2 * 12
+    assert [name for name, _ in model.children()] == ["wte", "h.0", "h.1", "head"]
+
+
+def test_train_and_eval_reach_every_module():
+    model, x = Model(), Tensor(np.ones((64, 4), np.float32))
+    assert model.eval() is model
+    assert not any(m.training for m in model.modules())
+    assert model.h[0].drop(x) is x
+    assert model.train() is model
+    assert all(m.training for m in model.modules())
+    assert 0 < (model.h[0].drop(x).data == 0).mean() < 1
+
+
+def test_zero_grad_forgets():
+    model = Model()
+    tl.cross_entropy(model(IDS), IDS).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_state_dict_round_trip():
+    tl.manual_seed(1)
+    source, target = Model(), Model()
+    state = source.state_dict()
+    assert list(state) == NAMES
+    state["wte.weight"][0, 0] += 1  # a copy, and so no longer equal to what it is tied to
+    assert state["wte.weight"][0, 0] != source.wte.weight.data[0, 0]
+    target.load_state_dict(source.state_dict())
+    for name, array in target.state_dict().items():
+        np.testing.assert_array_equal(array, source.state_dict()[name])
+    assert target.head.weight is target.wte.weight
+
+
+def test_a_tied_parameter_loads_by_one_of_its_names_and_from_torch():
+    model, state = Model(), Model().state_dict()
+    del state["wte.weight"]
+    model.load_state_dict({name: torch.tensor(array, dtype=torch.float64) for name, array in state.items()})
+    np.testing.assert_array_equal(model.wte.weight.data, state["head.weight"])
+    assert model.wte.weight.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"h.0.scale": None}, "^load_state_dict: missing h.0.scale$"),
+        ({"wte.weight": None, "head.weight": None}, "missing wte.weight; missing head.weight"),
+        ({"bias": np.ones(1)}, "unknown bias"),
+        ({"h.0.scale": np.ones(5)}, r"h.0.scale has shape \(5,\), expected \(4,\)"),
+        ({"wte.weight": np.ones((6, 4))}, "wte.weight and head.weight are tied in this model but differ"),
+        ({f"x{i}": np.ones(1) for i in range(7)}, "unknown x4 and 2 more"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, said):
+    model = Model()
+    before = model.state_dict()
+    state = {name: array + 1 for name, array in before.items()} | change
+    with pytest.raises(ValueError, match=said):
+        model.load_state_dict({name: array for name, array in state.items() if array is not None})
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def torch_layer(layer, name, **options):
+    """PyTorch's layer of the same sizes with the same weights."""
+    other = getattr(torch.nn, name)(*layer.weight.shape[::-1] if name == "Linear" else layer.weight.shape, **options)
+    other.load_state_dict({k: torch.from_numpy(v) for k, v in layer.state_dict().items()})
+    return other
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "options"),
+    [
+        ("Linear", lambda: nn.Linear(4, 3), {}),
+        ("Linear", lambda: nn.Linear(4, 3, bias=False, std=0.02), {"bias": False}),
+        ("LayerNorm", lambda: nn.LayerNorm(4), {}),
+        ("LayerNorm", lambda: nn.LayerNorm(4, bias=False, eps=0.1), {"bias": False, "eps": 0.1}),
+        ("Embedding", lambda: nn.Embedding(6, 4), {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_layers_against_torch(name, make, options, dtype):
+    layer = make().to(dtype=dtype)
+    other = torch_layer(layer, name, dtype=torch.float64 if dtype == np.float64 else torch.float32, **options)
+    x = IDS if name == "Embedding" else np.random.default_rng(0).standard_normal((5, 4)).astype(dtype)
+    y, expected = layer(x), other(torch.from_numpy(x))
+    gy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+    y.backward(gy)
+    expected.backward(torch.from_numpy(gy))
+    assert_close(y.data, expected.detach().numpy())
+    for key, p in other.named_parameters():
+        assert_close(layer.named_parameters()[key].grad, p.grad.numpy(), key)
+
+
+def test_initial_values():
+    layer = nn.Linear(400, 300)
+    assert layer.weight.dtype == layer.bias.dtype == np.float32
+    assert 0.049 < np.abs(layer.weight.data).max() <= 0.05
+    assert layer.weight.data.std() == pytest.approx(0.05 / math.sqrt(3), rel=0.01)
+    gpt = nn.Linear(400, 300, std=0.02)
+    assert gpt.weight.data.std() == pytest.approx(0.02, rel=0.01)
+    assert not gpt.bias.data.any()
+    tl.manual_seed(0)
+    np.testing.assert_array_equal(nn.Linear(400, 300).weight.data, layer.weight.data)
+    assert (nn.Linear(400, 300).weight.data != layer.weight.data).any()
+
+
+def test_to_keeps_ties_and_gives_gradients_of_the_new_dtype():
+    model = Model()
+    assert model.to(dtype=np.float64) is model
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    tl.cross_entropy(model(IDS), IDS).backward()
+    assert {p.grad.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    assert model.head.weight is model.wte.weight
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module defines no forward"):
+        Module()(1)
+
+
+# --- the optimiser ---
+
+
+def parameters(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Parameter(rng.standard_normal(shape).astype(dtype)) for shape in ((3, 4), (4,), (), (2, 2), (3,))]
+
+
+def set_gradients(ours, theirs, rng, scale=1.0):
+    for p, q in zip(ours, theirs, strict=True):
+        g = (rng.standard_normal(p.shape) * scale).astype(p.dtype)
+        p.grad, q.grad = np.array(g), torch.tensor(g)
+
+
+def as_torch(parameters):
+    return [torch.nn.Parameter(torch.tensor(p.data)) for p in parameters]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}])
+def test_adamw_against_torch(dtype, options):
+    ours = parameters(dtype)
+    theirs = as_torch(ours)
+    optimizer, reference = (
+        make([{"params": p[:2]}, {"params": p[2:], "weight_decay": 0.0}], **options)
+        for make, p in ((AdamW, ours), (torch.optim.AdamW, theirs))
+    )
+    rng = np.random.default_rng(1)
+    for step in range(10):
+        set_gradients(ours, theirs, rng)
+        optimizer.lr = 1e-2 / (step + 1)
+        for group in reference.param_groups:
+            group["lr"] = optimizer.lr
+        optimizer.step()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            assert_close(p.data, q.detach().numpy(), f"step {step}")
+    assert optimizer.steps == 10
+
+
+def test_decay_groups_are_by_the_number_of_axes():
+    p = parameters(np.float32)
+    decayed, plain = decay_groups(p, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert [q.shape for q in decayed["params"]] == [(3, 4), (2, 2)]
+    assert [q.shape for q in plain["params"]] == [(4,), (), (3,)]
+    assert AdamW(decay_groups(p[:1], 0.1)).flat.data.size == 12  # also where a group is empty
+
+
+def test_values_and_gradients_are_views_of_flat_arrays():
+    model = Model()
+    expected = [p.data.copy() for p in model.parameters()]
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    flat = optimizer.flat
+    for p, before in zip(model.parameters(), expected, strict=True):
+        assert np.shares_memory(p.data, flat.data)
+        assert np.shares_memory(p.grad, flat.grad)
+        np.testing.assert_array_equal(p.data, before)
+    tl.cross_entropy(model(IDS), IDS).backward()
+    np.testing.assert_array_equal(np.concatenate([p.grad.ravel() for p in model.parameters()]), flat.grad)
+    assert flat.grad.any()
+    optimizer.zero_grad()
+    assert not flat.grad.any()
+
+
+def test_gradients_from_anywhere_are_taken_over():
+    model = Model().eval()
+    optimizer = AdamW(model.parameters(), weight_decay=0.0)
+    tl.cross_entropy(model(IDS), IDS).backward()
+    expected = optimizer.flat.grad.copy()
+    model.zero_grad()
+    tl.cross_entropy(model(IDS), IDS).backward()
+    optimizer.step()
+    np.testing.assert_array_equal(optimizer.flat.grad, expected)
+    a, b, *_ = model.parameters()
+    a.grad, b.grad = np.full_like(a.data, 2.0), None
+    optimizer.flat.bind_gradients()
+    np.testing.assert_array_equal(optimizer.flat.grad[: a.size + b.size], [2.0] * a.size + [0.0] * b.size)
+    assert np.shares_memory(a.grad, optimizer.flat.grad)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: AdamW([]), "there are no parameters"),
+        (lambda p: AdamW([p, p]), "given twice"),
+        (lambda p: AdamW([{"params": [p]}, {"params": [p]}]), "given twice"),
+        (lambda p: AdamW([p, Parameter(np.ones(2))]), "must share one dtype, got float32, float64"),
+    ],
+)
+def test_parameters_that_do_not_fit_one_buffer(make, said):
+    with pytest.raises(ValueError, match=said):
+        make(Parameter(np.ones(2, np.float32)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("scale", "limit"), [(1.0, 1.0), (1e-3, 1.0), (100.0, 0.5), (0.0, 1.0), (1.0, 0)])
+def test_clipping_against_torch(scale, limit, dtype):
+    ours = parameters(dtype)
+    theirs = as_torch(ours)
+    set_gradients(ours, theirs, np.random.default_rng(1), scale)
+    norm = clip_grad_norm_(FlatBuffer(ours), limit)
+    assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, limit or math.inf).numpy())
+    for p, q in zip(ours, theirs, strict=True):
+        assert_close(p.grad, q.grad.numpy())
+
+
+# nanoGPT's formula by hand: (step + 1) / (warmup + 1) of the peak in the warm-up, then the minimum and
+# (1 + cos(pi * (step - warmup) / (decay - warmup))) / 2 of what the peak is above it.
+@pytest.mark.parametrize(
+    ("step", "warmup", "decay", "minimum", "expected"),
+    [
+        (0, 4, 12, 0, 2 / 10), (3, 4, 12, 0, 8 / 10), (4, 4, 12, 0, 1), (6, 4, 12, 0, 0.5 + 0.5 * math.sqrt(0.5)),
+        (8, 4, 12, 0, 0.5), (10, 4, 12, 0, 0.5 - 0.5 * math.sqrt(0.5)), (12, 4, 12, 0, 0), (99, 4, 12, 0, 0),
+        (0, 4, 12, 0.1, 0.2), (4, 4, 12, 0.1, 1), (8, 4, 12, 0.1, 0.55), (12, 4, 12, 0.1, 0.1), (99, 4, 12, 0.1, 0.1),
+        (0, 0, 0, 0, 1), (99, 0, 0, 0.1, 1), (0, 1, 0, 0, 0.5), (99, 1, 0, 0, 1), (0, 0, 10, 0, 1),
+        (5, 0, 10, 0, 0.5), (4, 5, 5, 0.1, 5 / 6), (5, 5, 5, 0.1, 0.1),
+    ],
+)  # fmt: skip
+def test_learning_rate(step, warmup, decay, minimum, expected):
+    assert learning_rate(step, 3.0, warmup, decay, 3.0 * minimum) == pytest.approx(3.0 * expected)
+
+
+# --- random streams ---
+
+
+def philox4x64(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x64-10 as in the paper (Salmon et al. 2011, section 3.3), in Python's integers."""
+    low = 2**64 - 1
+    for _ in range(10):
+        p, q = counter[0] * 0xD2E7470EE14C6C93, counter[2] * 0xCA5A826395121157
+        counter = [(q >> 64) ^ counter[1] ^ key[0], q & low, (p >> 64) ^ counter[3] ^ key[1], p & low]
+        key = [(key[0] + 0x9E3779B97F4A7C15) & low, (key[1] + 0xBB67AE8584CAA73B) & low]
+    return counter
+
+
+def test_the_words_are_philox():
+    """The published answer for zeros, and the mapping of a place to counter and key."""
+    answer = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+    assert philox4x64([0, 0, 0, 0], [0, 0]) == answer
+    seed, stream, step, call, block = 2**62 + 11, 2, 5, 7, 3
+    expected = philox4x64([block + 1, call, step, 0], [seed, stream])  # NumPy counts up before it draws
+    assert random.philox(seed, stream, step, call, block).random_raw(4).tolist() == expected
+    words = np.array(expected, "<u8").view("<u2")
+    np.testing.assert_array_equal(random.bits16(random.Place(seed, stream, step, call, 16 * block), 16), words)
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (1, 16), (15, 2), (16, 16), (37, 60), (63, 1), (99, 1), (5, 0)])
+def test_bits_at_an_offset_are_a_slice_of_the_whole(start, count):
+    whole = random.bits16(random.Place(1, random.DROPOUT, 2, 3, 0), 100)
+    part = random.bits16(random.Place(1, random.DROPOUT, 2, 3, start), count)
+    assert part.dtype == np.uint16
+    np.testing.assert_array_equal(part, whole[start : start + count])
+
+
+def mask(x, **scope):
+    with random.scope(**{"seed": 0} | scope):
+        return tl.dropout(x, 0.5).numpy()
+
+
+def test_micro_batches_see_the_mask_of_the_whole_batch(backend):
+    x = Tensor(backend.asarray(np.ones((8, 3, 7), np.float32)))
+    whole = mask(x)
+    for start, stop in ((0, 8), (0, 3), (3, 4), (5, 8)):
+        np.testing.assert_array_equal(mask(x[start:stop], first_row=start), whole[start:stop])
+
+
+def test_masks_differ_between_seeds_steps_and_calls():
+    x = Tensor(np.ones((8, 8), np.float32))
+    with random.scope(0):
+        calls = [x.dropout(0.5).numpy() for _ in range(2)]
+    masks = [*calls, mask(x, seed=1), mask(x, step=1)]
+    np.testing.assert_array_equal(calls[0], mask(x))
+    assert len({m.tobytes() for m in masks}) == len(masks)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_right_share(p):
+    n = 100_000
+    y = tl.dropout(np.ones(n), p).numpy()
+    assert abs((y != 0).mean() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+    assert y.max() == pytest.approx(1 / (1 - p), rel=2**-16 / (1 - p))  # p is rounded to a multiple of 2**-16
+
+
+def test_manual_seed_repeats():
+    x = Tensor(np.ones(64, np.float32))
+    tl.manual_seed(3)
+    first, second = (x.dropout(0.5).numpy() for _ in range(2))
+    tl.manual_seed(3)
+    np.testing.assert_array_equal(x.dropout(0.5).numpy(), first)
+    np.testing.assert_array_equal(x.dropout(0.5).numpy(), second)
+    assert (first != second).any()
+
+
+def test_scopes_nest_and_survive_an_exception():
+    default = random.current()
+    with random.scope(1) as outer:
+        x = Tensor(np.ones(4))
+        x.dropout()
+        with pytest.raises(KeyError), random.scope(2):
+            raise KeyError
+        assert random.current() is outer
+        assert outer.calls == 1
+    assert random.current() is default
+
+
+def test_a_scope_holds_for_its_thread_only():
+    x = Tensor(np.ones(64))
+    with random.scope(1) as scope, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(random.current).result() is not scope
+        np.testing.assert_array_equal(pool.submit(mask, x, seed=5).result(), mask(x, seed=5))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_philox_cannot_take_is_refused(seed):
+    with pytest.raises(ValueError, match=f"seed must be from 0 to 2\\*\\*63 - 1, got {seed}"):
+        tl.manual_seed(seed)
