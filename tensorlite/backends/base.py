@@ -64,6 +64,14 @@ class Backend:
         """The error function, to the precision of x's dtype."""
         raise NotImplementedError
 
+    def relu(self, x):
+        """max(x, 0)."""
+        return self.xp.maximum(x, 0)
+
+    def relu_vjp(self, gy, y):
+        """gx = gy where y > 0."""
+        return gy * (y > 0)
+
     def gelu(self, x, need_slope: bool):
         """(y, dy/dx or None) of y = x * Phi(x), Phi the normal distribution function.
 
@@ -120,21 +128,16 @@ class Backend:
         return gy - self.xp.exp(y) * gy.sum(axis=axis, keepdims=True)
 
     def layer_norm(self, x, weight, bias, eps: float):
-        """(y, mean, rstd): y = (x - mean) * rstd * weight + bias over the last axis; mean and rstd (..., 1)."""
-        mean = x.mean(axis=-1, keepdims=True)
-        y = x - mean
-        rstd = 1.0 / self.xp.sqrt((y * y).mean(axis=-1, keepdims=True) + eps)
-        y *= rstd
-        if weight is not None:
-            y *= weight
-        if bias is not None:
-            y += bias
-        return y, mean, rstd
+        """(y, xhat, rstd): xhat = (x - mean) * rstd over the last axis, y = xhat * weight + bias; rstd (..., 1)."""
+        xhat = x - x.mean(axis=-1, keepdims=True)
+        rstd = 1.0 / self.xp.sqrt((xhat * xhat).mean(axis=-1, keepdims=True) + eps)
+        xhat *= rstd
+        y = xhat if weight is None else xhat * weight
+        return y if bias is None else y + bias, xhat, rstd
 
-    def layer_norm_vjp(self, gy, x, weight, mean, rstd, has_bias: bool):
-        """With xhat = (x - mean) * rstd and g = gy * weight:
+    def layer_norm_vjp(self, gy, xhat, weight, rstd, has_bias: bool):
+        """With g = gy * weight:
         gx = rstd * (g - mean(g) - xhat * mean(g * xhat)), gweight = sum(gy * xhat), gbias = sum(gy)."""
-        xhat = (x - mean) * rstd
         rows = tuple(range(gy.ndim - 1))
         gweight = (gy * xhat).sum(axis=rows) if weight is not None else None
         gbias = gy.sum(axis=rows) if has_bias else None
@@ -186,10 +189,11 @@ class Backend:
     # -- attention --
 
     def attention(self, q, k, v, causal: bool, scale: float, keep, keep_scale: float, out=None):
-        """(y, probabilities) of y = dropout(softmax(q @ k.T * scale)) @ v.
+        """(y, saved) of y = dropout(softmax(q @ k.T * scale)) @ v.
 
-        q (..., T, D); k (..., S, D); v (..., S, E); y (..., T, E); probabilities (..., T, S), before dropout.
+        q (..., T, D); k (..., S, D); v (..., S, E); y (..., T, E), written into `out` if given.
         causal: query t sees keys 0 .. t + S - T. keep: dropout's booleans (..., T, S), or None.
+        saved: what attention_vjp needs beside its other arguments; here the probabilities before dropout.
         """
         probs = self.gemm(q, k, trans_b=True)
         probs *= scale
@@ -201,7 +205,9 @@ class Backend:
         return self.gemm(self._dropped(probs, keep, keep_scale), v, out=out), probs
 
     def attention_vjp(self, gy, q, k, v, probs, scale: float, keep, keep_scale: float, out=(None, None, None)):
-        """gq, gk, gv. With D = dropout(P) and P = softmax(S), S = q @ k.T * scale:
+        """gq, gk, gv, written into the three arrays of `out` if given.
+
+        With D = dropout(P) and P = softmax(S), S = q @ k.T * scale:
         gv = D.T @ gy, gD = gy @ v.T, gS = P * (gP - sum(gP * P)), gq = gS @ k * scale, gk = gS.T @ q * scale."""
         gq, gk, gv = out
         gv = self.gemm(self._dropped(probs, keep, keep_scale), gy, trans_a=True, out=gv)

@@ -126,8 +126,9 @@ def tanh(x) -> Tensor:
 def relu(x) -> Tensor:
     """max(x, 0).  gx = gy where y > 0; 0 at the kink, as is usual."""
     x_data = data(x)
-    y = backend_of(x_data).xp.maximum(x_data, 0)
-    return record(y, (x,), lambda gy: (gy * (y > 0),))
+    be = backend_of(x_data)
+    y = be.relu(x_data)
+    return record(y, (x,), lambda gy: (be.relu_vjp(gy, y),))
 
 
 def gelu(x, approximate: str = "none") -> Tensor:
