@@ -32,10 +32,10 @@ def main() -> int:
     model = checkpoint.build_model().to(args.backend).eval()
     prompt = read_prompt(args)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
-    print(
-        f"{path}: step {checkpoint.progress.step}, best val loss {checkpoint.progress.best_val_loss:.4f}",
-        file=sys.stderr,
-    )
+    checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
+    progress = checkpoint.progress
+    best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
+    print(f"{path}: step {progress.step}{best}", file=sys.stderr)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
     samples = [prompt] * args.num_samples
     show(prompt)
@@ -85,6 +85,8 @@ def check(args: argparse.Namespace) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:

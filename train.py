@@ -14,7 +14,7 @@ from gpt.config import PRESETS, Config, GPTConfig, load_preset
 from gpt.errors import UserError
 
 DEFAULT_PRESET = "little-shakespeare"
-RUN_OPTIONS = ("preset", "backend", "threads", "out", "resume", "overwrite")  # of this process, not of the model
+RUN_OPTIONS = ("help", "preset", "backend", "threads", "out", "resume", "overwrite")  # not of the configuration
 
 
 def main() -> int:
@@ -33,25 +33,29 @@ def main() -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options that were given. --help shows the values of the preset named beside it."""
-    preset = build_parser(None, add_help=False).parse_known_args(argv)[0].preset
-    defaults = load_preset(preset or DEFAULT_PRESET).to_dict()
-    return build_parser(defaults, add_help=True).parse_args(argv)
+    args = build_parser({}).parse_args(argv)
+    if args.help:
+        build_parser(load_preset(args.preset or DEFAULT_PRESET).to_dict()).print_help()
+        sys.exit(0)
+    return args
 
 
-def build_parser(defaults: dict | None, add_help: bool) -> Parser:
-    parser = Parser(prog="train.py", description=__doc__, add_help=add_help)
+def build_parser(defaults: dict) -> Parser:
+    parser = Parser(prog="train.py", description=__doc__, add_help=False)
     parser.add_argument(
         "preset", nargs="?", metavar="PRESET",
         help=f"{', '.join(PRESETS)}, or a TOML file; sets the defaults below (default: {DEFAULT_PRESET})",
     )  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, with PRESET's values, and exit")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: numpy)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
-    add_config_options(parser, defaults or {})
+    earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
+    add_config_options(parser, defaults)
     return parser
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gpt.config import Config
 from gpt.errors import UserError
@@ -48,7 +48,10 @@ class Checkpoint:
     def build_model(self) -> LanguageModel:
         """The model with its weights, on the CPU."""
         model = build_model(self.config.train.model, self.config.gpt, seed=0)
-        model.load_state_dict(self.weights)
+        try:
+            model.load_state_dict(self.weights)
+        except ValueError as error:
+            raise UserError(f"the checkpoint's weights do not fit its configuration: {error}") from None
         return model
 
 
@@ -64,7 +67,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
     }
     metadata["sha256"] = _digest(tensors, metadata)
-    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
+    atomic_write(path, save(tensors, metadata))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -72,23 +75,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} is not a checkpoint of this program (format {metadata.get('format')!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except (OSError, SafetensorError, UnicodeDecodeError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this program (format {metadata.get('format')!r})")
     if metadata.pop("sha256", None) != _digest(tensors, metadata):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another checkpoint")
-    return Checkpoint(
-        config=Config.from_dict(json.loads(metadata["config"]), source=str(path)),
-        tokenizer=tokenizer_from_dict(json.loads(metadata["tokenizer"])),
-        progress=Progress(**json.loads(metadata["progress"])),
-        fingerprint=metadata["fingerprint"],
-        weights={name: a for name, a in tensors.items() if not name.startswith("optimizer.")},
-        optimizer={name.removeprefix("optimizer."): a for name, a in tensors.items() if name.startswith("optimizer.")},
-    )
+    try:
+        return Checkpoint(
+            config=Config.from_dict(json.loads(metadata["config"]), source="its configuration"),
+            tokenizer=tokenizer_from_dict(json.loads(metadata["tokenizer"])),
+            progress=Progress(**json.loads(metadata["progress"])),
+            fingerprint=metadata["fingerprint"],
+            weights={n: a for n, a in tensors.items() if not n.startswith("optimizer.")},
+            optimizer={n.removeprefix("optimizer."): a for n, a in tensors.items() if n.startswith("optimizer.")},
+        )
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} was not written by this version of the program ({error}): use another") from None
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:

@@ -14,6 +14,10 @@ from tensorlite import BackendError
 def run_script(main: Callable[[], int]) -> None:
     """Call `main` and exit with its status. What the user can mend ends in one sentence and status 2."""
     name = os.path.basename(sys.argv[0])  # noqa: PTH119
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell's >&-
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have the text's characters
     try:
         status = main()
     except (UserError, BackendError) as error:
@@ -22,9 +26,9 @@ def run_script(main: Callable[[], int]) -> None:
         status = _complain(f"{name}: error: out of memory ({error}); lower --batch-size, --block-size or --n-embd", 2)
     except KeyboardInterrupt:
         status = _complain(f"{name}: interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone
+    except OSError as error:  # most likely of our output: its reader has gone, or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        status = 0 if isinstance(error, BrokenPipeError) else _complain(f"{name}: error: {error}", 2)
     sys.exit(status)
 
 

@@ -24,5 +24,5 @@ def hold_interrupts() -> Iterator[None]:
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-    if came:
-        raise KeyboardInterrupt
+    for number in came:
+        signal.raise_signal(number)

@@ -6,6 +6,7 @@ import time
 from gpt.checkpoint import Checkpoint, Progress, save_checkpoint
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.interrupt import hold_interrupts
 from gpt.report import Reporter
 from gpt.run import RunFolder
 from gpt.trainer import Trainer
@@ -27,12 +28,13 @@ class TrainingLoop:
         self.loss = self.grad_norm = None  # of the last step, on the device
 
     def run(self) -> bool:
-        """Train to the end: True. Ctrl-C saves and returns False."""
+        """Train to the end: True. Ctrl-C, or a reader of the output that has gone, saves and returns False."""
         try:
             self._run()
             return True
-        except KeyboardInterrupt:
-            self._save_last()
+        except (KeyboardInterrupt, BrokenPipeError):
+            with hold_interrupts():
+                self._save_last()
             return False
         finally:
             self.report.close(self.trainer.step)
@@ -61,13 +63,14 @@ class TrainingLoop:
         result = trainer.evaluate()
         if not math.isfinite(result.val_loss):
             raise self._diverged(result.val_loss)
-        self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
-        progress.evaluated_step = trainer.step
-        self.folder.append_log(self._log_row(result))
-        if progress.best_val_loss is None or result.val_loss < progress.best_val_loss:
-            progress.best_val_loss = result.val_loss
-            save_checkpoint(self.folder.best, self._checkpoint(for_resume=False))
-        self._save_last()
+        with hold_interrupts():  # or the log, the progress and the two checkpoints could disagree
+            self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+            progress.evaluated_step = trainer.step
+            self.folder.append_log(self._log_row(result))
+            if progress.best_val_loss is None or result.val_loss < progress.best_val_loss:
+                progress.best_val_loss = result.val_loss
+                save_checkpoint(self.folder.best, self._checkpoint(for_resume=False))
+            self._save_last()
         self.training_seconds, self.training_steps = 0.0, 0
 
     def _log_row(self, result) -> dict:

@@ -67,10 +67,10 @@ class RunFolder:
 
     def rewind_log(self, step: int) -> None:
         """Drop the rows after `step`, which a resumed run will write again."""
-        rows = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        kept = [row for row in rows if _step_of(row) <= step]
-        if len(kept) != len(rows):
-            atomic_write(self.log, "".join(row + "\n" for row in kept))
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        kept = "".join(row + "\n" for row in text.splitlines() if _step_of(row) <= step)
+        if kept != text:
+            atomic_write(self.log, kept)
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -78,7 +78,8 @@ class RunFolder:
         self._lock_file = (self.path / ".lock").open("w")  # held until this object goes, or the process dies
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
+            self._lock_file.close()
             raise UserError(f"another process is training in {self.path}: wait for it, or give another --out") from None
 
 

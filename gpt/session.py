@@ -98,14 +98,17 @@ def resume_session(out: Path | None, preset: str | None, options: dict, backend:
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
     config = old.updated(options)
-    for key, value in config.gpt.__dict__.items() | {("tokenizer", config.train.tokenizer)}:
-        if value != old.to_dict().get(key) and key != "dropout":
+    for key in (*vars(config.gpt), "tokenizer", "val_fraction"):
+        if config.to_dict().get(key) != old.to_dict().get(key) and key != "dropout":
             raise UserError(f"--{key.replace('_', '-')} cannot change on --resume: start a new run for it")
     text = _load_text(config)
-    dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
-    if dataset.fingerprint != checkpoint.fingerprint:
+    try:
+        dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
+    except UserError:  # too short, or with other characters
+        dataset = None
+    if dataset is None or dataset.fingerprint != checkpoint.fingerprint:
         raise UserError(f"{text.name} is not the text that the run in {folder.path} was trained on")
-    if checkpoint.progress.step >= config.train.max_iters:
+    if checkpoint.progress.evaluated_step >= config.train.max_iters:
         raise UserError(f"the run has its {checkpoint.progress.step} steps: raise --max-iters to go on")
     folder.rewind_log(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
@@ -114,18 +117,19 @@ def resume_session(out: Path | None, preset: str | None, options: dict, backend:
 
 
 def check_memory(config: Config) -> None:
-    """UserError if the parameters, gradients and moments alone cannot fit this machine's memory."""
+    """UserError if the parameters, gradients, moments and tokens alone cannot fit this machine's memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this platform
         return
-    vocab_size = config.gpt.vocab_size
-    parameters = vocab_size**2 if config.train.model == "bigram" else config.gpt.num_parameters()
-    needed = 16 * parameters  # value, gradient and two moments, four bytes each
+    gpt, train = config.gpt, config.train
+    parameters = gpt.vocab_size**2 if train.model == "bigram" else gpt.num_parameters()
+    tokens = train.batch_size * train.gradient_accumulation_steps * gpt.block_size
+    needed = 16 * (parameters + tokens)  # value, gradient and two moments of 4 bytes; input and target of 8
     if needed > memory:
         raise UserError(
-            f"a model of {parameters:,} parameters needs {needed / 2**30:,.0f} GiB and this machine has"
-            f" {memory / 2**30:,.0f}: lower --n-layer, --n-embd or --block-size"
+            f"{parameters:,} parameters and {tokens:,} tokens per step need {needed >> 30:,} GiB and this machine"
+            f" has {memory >> 30:,}: lower --n-layer, --n-embd, --block-size or --batch-size"
         )
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -50,8 +51,10 @@ class Trainer:
         self._buffers: list[list] = []  # gradients of the micro-batches under way, made when first needed
 
     def __enter__(self) -> "Trainer":
+        self.flat.backend.tune_allocator()
         self._blas_limit = threadpool_limits(1, user_api="blas")
-        self._pool = ThreadPoolExecutor(self.threads)
+        # A diverging loss is for the caller to report; NumPy's warnings on the way there say nothing more.
+        self._pool = ThreadPoolExecutor(self.threads, initializer=partial(np.seterr, all="ignore"))
         return self
 
     def __exit__(self, *exc) -> None:
@@ -90,10 +93,10 @@ class Trainer:
         rng = random.generator(config.seed, random.BATCHES, self.step)
         x, y = random_blocks(self.dataset.train, config.batch_size * config.gradient_accumulation_steps, rng)
         loss = self._gradients(x, y)
-        with hold_interrupts():  # a half-done update could be neither saved nor repeated
+        with np.errstate(all="ignore"), hold_interrupts():  # a half-done update could be neither saved nor repeated
             norm = clip_grad_norm_(self.flat, config.grad_clip)
             self.optimizer.lr = self.learning_rate
-            self.optimizer.step()
+            self.optimizer.step(self._spread)
         return loss, norm
 
     def _gradients(self, x, y):
@@ -151,8 +154,14 @@ class Trainer:
         return float(losses.mean()), float(stderr)
 
     def _micro_batches(self, rows: int) -> list[slice]:
-        size = self.config.micro_batch_size or rows
+        size = self.config.micro_batch_size or self.config.batch_size
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def _spread(self, run: Callable, items: list) -> Iterator:
+        """`run` on each item, each thread taking its share of them."""
+        return self._pool.map(
+            lambda share: [run(i) for i in share], [items[k :: self.threads] for k in range(self.threads)]
+        )
 
     def _in_order(self, run: Callable, jobs) -> Iterator:
         """`run(i, job)` for each job on the threads; the results in order. A job starts only once the result of the

@@ -69,26 +69,33 @@ class AdamW:
         self.lr, self.betas, self.eps = lr, betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
         self.steps = 0
-        self._segments, start = [], 0  # (slice of the flat arrays, decay)
+        self._pieces, stop = [], 0  # (slice of the flat arrays, decay)
         for group in groups:
-            stop = start + sum(p.size for p in group["params"])
-            self._segments.append((slice(start, stop), group.get("weight_decay", weight_decay)))
-            start = stop
+            start, stop = stop, stop + sum(p.size for p in group["params"])
+            size = self.flat.backend.chunk_size or max(1, stop - start)
+            decay = group.get("weight_decay", weight_decay)
+            self._pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
 
     def zero_grad(self) -> None:
         self.flat.bind_gradients()
         self.flat.grad.fill(0)
 
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        self.flat.bind_gradients()
-        self.steps += 1
+    def step(self, run=map) -> None:
+        """Update every parameter from its gradient. `run(function, pieces)` calls the function on each piece; `map`, or
+        something that spreads the pieces over threads."""
         flat = self.flat
-        for part, decay in self._segments:
+        flat.bind_gradients()
+        self.steps += 1
+
+        def update(piece) -> None:
+            part, decay = piece
             flat.backend.adamw_step(
                 flat.data[part], flat.grad[part], self.m[part], self.v[part],
                 self.steps, self.lr, self.betas, self.eps, decay,
             )  # fmt: skip
+
+        for _ in run(update, self._pieces):
+            pass
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:

@@ -16,6 +16,8 @@ from gpt.config import load_preset
 from tensorlite import Tensor, grad, random
 from tensorlite.optim import AdamW, clip_grad_norm_, decay_groups, learning_rate
 
+torch.set_num_threads(1)  # at these sizes more threads only wait for each other
+
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
 SHAPES = {
     "GPT-2": {"n_layer": 3},

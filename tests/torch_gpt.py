@@ -1,20 +1,16 @@
 """The oracle for gpt.model: the same architecture in PyTorch, under nanoGPT's names."""
 
-import math
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field knows
 from torch import nn
 
 from gpt import GPTConfig
 
-torch.set_num_threads(1)  # at these sizes more threads only wait for each other
-
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
 
 class Attention(nn.Module):
-    """Written out: scores, the mask of the future, softmax, weighted sum."""
+    """Multi-head causal attention."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -22,14 +18,25 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        size = x.shape[1]  # x (B, T, C)
+        # x (B, T, C); q, k, v (B, H, T, D)
         q, k, v = (a.unflatten(2, (self.n_head, -1)).transpose(1, 2) for a in self.c_attn(x).chunk(3, dim=2))
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, H, T, T)
-        future = torch.ones(size, size, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(dim=3)
-        return self.c_proj((weights @ v).transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -38,18 +45,15 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        wide = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        narrow = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.mlp = nn.ModuleDict({"c_fc": wide, "c_proj": narrow})
-        self.activation = ACTIVATIONS[config.activation]
+        self.mlp = FeedForward(config)
 
     def forward(self, x):
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp.c_proj(self.activation(self.mlp.c_fc(self.ln_2(x))))
+        return x + self.mlp(self.ln_2(x))
 
 
 class TorchGPT(nn.Module):
-    """idx (B, T), targets (B, T) -> logits (B, T, V), mean loss. Without dropout.
+    """idx (B, T), targets (B, T) -> logits (B, T, V), mean loss.
 
     Weights are random and large enough for every part of the model to matter; norms are near one.
     """
@@ -60,6 +64,7 @@ class TorchGPT(nn.Module):
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
                 "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
@@ -74,7 +79,7 @@ class TorchGPT(nn.Module):
 
     def forward(self, idx, targets):
         parts = self.transformer
-        x = parts.wte(idx) + parts.wpe(torch.arange(idx.shape[1]))
+        x = parts.drop(parts.wte(idx) + parts.wpe(torch.arange(idx.shape[1])))
         for block in parts.h:
             x = block(x)
         logits = self.lm_head(parts.ln_f(x))

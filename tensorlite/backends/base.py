@@ -20,6 +20,7 @@ class BackendError(RuntimeError):
 class Backend:
     name: str
     xp: ModuleType
+    chunk_size: int | None = None  # elements of a flat array best worked on at a time; None for all
 
     # -- arrays and the host --
 
@@ -30,6 +31,9 @@ class Backend:
     def to_numpy(self, x):
         """x as a NumPy array on the host."""
         raise NotImplementedError
+
+    def tune_allocator(self) -> None:
+        """Prepare the process's memory allocator for making and dropping large arrays all the time."""
 
     def check_ids(self, ids, size: int, op: str, ignore: int | None = None) -> None:
         """IndexError if an integer of `ids` lies outside [0, size) and is not `ignore`.

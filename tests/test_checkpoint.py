@@ -1,0 +1,238 @@
+"""Checkpoints: everything comes back, any damage is noticed, and a failed save leaves the old file."""
+
+import errno
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
+from safetensors.torch import load_file as load_torch_file
+from torch_gpt import TorchGPT
+
+import gpt.checkpoint
+from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from gpt.config import Config, GPTConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.model import build_model
+from gpt.tokenizer import ByteTokenizer, CharTokenizer
+
+SHAPE = {"block_size": 4, "n_layer": 1, "n_head": 2, "n_embd": 4}
+WEIGHTS = (
+    "transformer.wte.weight transformer.wpe.weight transformer.h.0.ln_1.weight transformer.h.0.ln_1.bias "
+    "transformer.h.0.attn.c_attn.weight transformer.h.0.attn.c_attn.bias transformer.h.0.attn.c_proj.weight "
+    "transformer.h.0.attn.c_proj.bias transformer.h.0.ln_2.weight transformer.h.0.ln_2.bias "
+    "transformer.h.0.mlp.c_fc.weight transformer.h.0.mlp.c_fc.bias transformer.h.0.mlp.c_proj.weight "
+    "transformer.h.0.mlp.c_proj.bias transformer.ln_f.weight transformer.ln_f.bias lm_head.weight"
+)
+
+
+def make(tokenizer=None, progress=None, for_resume=True, model="gpt", **shape) -> Checkpoint:
+    tokenizer = tokenizer or CharTokenizer("\n abé日")
+    config = Config(
+        GPTConfig(vocab_size=tokenizer.vocab_size, **SHAPE | shape),
+        TrainConfig(preset="my.toml", model=model, data="/a/naïve text", learning_rate=1e-5, seed=2**63 - 1),
+    )
+    built = build_model(model, config.gpt, seed=3)
+    size = built.num_parameters()
+    moments = {"m": np.linspace(-1, 1, size, dtype=np.float32), "v": np.linspace(0, 1, size, dtype=np.float32)}
+    progress = progress or Progress(step=7, best_val_loss=1 / 3, evaluated_step=6, seconds=0.1)
+    return Checkpoint(config, tokenizer, built.state_dict(), progress, "0f" * 32, moments if for_resume else {})
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """Where an intact checkpoint lies."""
+    save_checkpoint(tmp_path / "last.safetensors", make())
+    return tmp_path / "last.safetensors"
+
+
+def assert_refused(path: Path, *said: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    message = str(error.value)
+    assert all(part in message for part in (str(path), *said)), message
+    assert "\n" not in message
+    return message
+
+
+# --- round trips ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tokenizer": ByteTokenizer(), "for_resume": False},
+        {"progress": Progress()},
+        {"tie_weights": False, "head_bias": True, "bias": False, "qkv_bias": True, "activation": "relu"},
+        {"model": "bigram"},
+    ],
+    ids=["characters", "bytes, not to resume", "nothing done", "another shape", "bigram"],
+)
+def test_everything_comes_back(tmp_path, options):
+    saved = make(**options)
+    save_checkpoint(tmp_path / "c.safetensors", saved)
+    loaded = load_checkpoint(tmp_path / "c.safetensors")
+    assert loaded.config == saved.config
+    assert loaded.tokenizer.to_dict() == saved.tokenizer.to_dict()
+    assert loaded.progress == saved.progress
+    assert loaded.fingerprint == saved.fingerprint
+    for ours, theirs in ((loaded.weights, saved.weights), (loaded.optimizer, saved.optimizer)):
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, theirs[name])
+    built = loaded.build_model().state_dict()
+    assert all(np.array_equal(built[name], saved.weights[name]) for name in saved.weights)
+
+
+def test_file_is_plain_safetensors_under_nanogpt_names(path):
+    tensors = load_file(path)
+    assert set(tensors) == {*WEIGHTS.split(), "optimizer.m", "optimizer.v"}
+    assert tensors["transformer.h.0.attn.c_attn.weight"].shape == (12, 4)  # (out, in)
+    np.testing.assert_array_equal(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_pytorch_takes_the_weights_by_name(tmp_path, tie_weights):
+    checkpoint = make(for_resume=False, tie_weights=tie_weights)
+    save_checkpoint(tmp_path / "best.safetensors", checkpoint)
+    model = TorchGPT(checkpoint.config.gpt)
+    model.load_state_dict(load_torch_file(tmp_path / "best.safetensors"))
+    for name, weight in model.state_dict().items():
+        np.testing.assert_array_equal(weight.numpy(), checkpoint.weights[name])
+
+
+# --- damage ---
+
+
+def test_file_cut_short_anywhere(path):
+    raw = path.read_bytes()
+    for length in [*range(20), *range(20, len(raw), 61), len(raw) - 1]:
+        path.write_bytes(raw[:length])
+        assert_refused(path)
+
+
+def test_any_changed_byte(path):
+    raw = path.read_bytes()
+    (header,) = struct.unpack("<Q", raw[:8])
+    rng = np.random.default_rng(0)
+    positions = [*range(8), *rng.integers(8, 8 + header, 120), *rng.integers(8 + header, len(raw), 80)]
+    for position in positions:
+        for mask in (1 << int(rng.integers(8)), 255):
+            damaged = bytearray(raw)
+            damaged[position] ^= mask
+            path.write_bytes(damaged)
+            assert_refused(path)
+
+
+def foreign(metadata: dict | None = None, dtype: str = "F32") -> bytes:
+    """A safetensors file of another program: one tensor of four bytes."""
+    header = {"w": {"dtype": dtype, "shape": [4 // {"F32": 4, "BF16": 2, "F8_E4M3": 1}[dtype]], "data_offsets": [0, 4]}}
+    text = json.dumps(header | ({"__metadata__": metadata} if metadata else {})).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "damaged or not a safetensors file"),
+        (b"\n", "damaged or not a safetensors file"),
+        (bytes(1000), "damaged or not a safetensors file"),
+        (b"\xff" * 1000, "damaged or not a safetensors file"),
+        (np.random.default_rng(0).bytes(5000), "damaged or not a safetensors file"),
+        (pickle.dumps({"weights": [1.0] * 100}), "damaged or not a safetensors file"),
+        (b"To be, or not to be, that is the question", "damaged or not a safetensors file"),
+        (foreign(), "not a checkpoint of this program"),
+        (foreign({"format": "pt"}), "not a checkpoint of this program (format 'pt')"),
+        (foreign({"format": "tensorlite-gpt/2"}), "(format 'tensorlite-gpt/2')"),
+        (foreign({"format": "tensorlite-gpt/1"}), "checksum"),
+        (foreign(dtype="BF16"), "not a checkpoint of this program"),
+        (foreign(dtype="F8_E4M3"), "not a checkpoint of this program"),
+        (foreign({"format": "tensorlite-gpt/1"}, "F8_E4M3"), ""),
+    ],
+    ids="empty newline zeros ones random pickle text foreign pt newer bare bf16 f8 f8-bare".split(),  # noqa: SIM905
+)
+def test_something_else(tmp_path, content, said):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert_refused(tmp_path / "x.safetensors", said)
+
+
+def test_no_file(tmp_path):
+    assert_refused(tmp_path / "missing.safetensors", "there is no checkpoint")
+    assert_refused(tmp_path / "no folder" / "missing.safetensors", "there is no checkpoint")
+    assert_refused(tmp_path)
+
+
+def rewrite(path: Path, drop: str = "", **changes: str) -> None:
+    """Change the metadata of the checkpoint at `path`, and its checksum accordingly."""
+    with safe_open(path, framework="numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata = {key: value for key, value in (metadata | changes).items() if key not in (drop, "sha256")}
+    path.write_bytes(save(tensors, metadata | {"sha256": gpt.checkpoint._digest(tensors, metadata)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "tensorlite-gpt/2"}, "(format 'tensorlite-gpt/2')"),
+        ({"drop": "format"}, "(format None)"),
+        ({"drop": "config"}, "config"),
+        ({"drop": "tokenizer"}, "tokenizer"),
+        ({"drop": "progress"}, "progress"),
+        ({"drop": "fingerprint"}, "fingerprint"),
+        ({"config": '{"n_layr": 1}'}, "'n_layr'; did you mean 'n_layer'?"),
+        ({"config": '{"n_layer": "1"}'}, "n_layer must be of type int"),
+        ({"config": "[]"}, ""),
+        ({"config": "{"}, ""),
+        ({"tokenizer": '{"kind": "words"}'}, "kind"),
+        ({"tokenizer": '{"kind": "char", "symbols": "ba"}'}, "sorted"),
+        ({"progress": '{"step": 1, "epoch": 2}'}, "epoch"),
+        ({"progress": "null"}, ""),
+    ],
+)
+def test_other_metadata_under_a_right_checksum(path, changes, said):
+    rewrite(path)
+    load_checkpoint(path)
+    rewrite(path, **changes)
+    assert_refused(path, said)
+
+
+@pytest.mark.parametrize("change", [{"n_embd": 8}, {"n_layer": 2}, {"bias": False}, {"model": "bigram"}])
+def test_weights_that_do_not_fit_the_configuration(path, change):
+    config = load_checkpoint(path).config.to_dict()
+    rewrite(path, config=json.dumps(config | change))
+    with pytest.raises(UserError, match="do not fit its configuration"):
+        load_checkpoint(path).build_model()
+
+
+# --- saving ---
+
+
+@pytest.mark.parametrize("failing", ["save", "fsync", "replace"])
+def test_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch, failing):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = path.read_bytes()
+    monkeypatch.setattr(gpt.checkpoint if failing == "save" else os, failing, full)
+    with pytest.raises((UserError, OSError)) as error:
+        save_checkpoint(path, make(progress=Progress(step=8)))
+    monkeypatch.undo()
+    assert failing == "save" or str(error.value).startswith(f"cannot write {path}: No space left on device")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "c.safetensors", make())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "c.safetensors").stat().st_mode & 0o777 == 0o640

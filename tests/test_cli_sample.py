@@ -1,0 +1,235 @@
+"""sample.py: prompts in, exactly the text out as it is made, and every mistake in one sentence."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts import TEXT, assert_complaint, run, start, train
+
+import sample as script
+from gpt.checkpoint import Progress, load_checkpoint, save_checkpoint
+from gpt.cli import run_script
+
+SEPARATOR = script.SEPARATOR
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder in which runs/little-shakespeare was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def cwd(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of it to be in."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def sample(cwd, monkeypatch, capsys):
+    """sample(*args, status=0): what sample.py writes, in this process; stderr for a failure."""
+
+    def call(*args, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            run_script(script.main)
+        out, err = capsys.readouterr()
+        assert stop.value.code == status, err
+        if status == 0:
+            return out
+        assert out == ""
+        return err
+
+    return call
+
+
+# --- prompts ---
+
+
+def test_prompt_from_an_option_a_file_or_standard_input_is_continued(cwd):
+    (cwd / "prompt.txt").write_bytes(b"9 is the\n")  # the last newline is an editor's
+    options = ["--max-new-tokens=30", "--seed=3"]
+    by_option = run("sample.py", "--prompt", "9 is the", *options, cwd=cwd)
+    by_file = run("sample.py", "--prompt-file=prompt.txt", *options, cwd=cwd)
+    by_stdin = run("sample.py", "-", *options, cwd=cwd, input="9 is the\n")
+    assert by_option.stdout == by_file.stdout == by_stdin.stdout
+    assert by_option.stdout.startswith("9 is the")
+    assert len(by_option.stdout) == len("9 is the") + 30 + 1
+    progress = load_checkpoint(cwd / "runs/little-shakespeare/best.safetensors").progress
+    told = (
+        f"runs/little-shakespeare/best.safetensors: step {progress.step}, best val loss {progress.best_val_loss:.4f}\n"
+    )
+    assert by_option.stderr == told
+
+
+def test_without_a_prompt_it_starts_on_a_new_line(sample):
+    assert len(sample()) == 1 + 500 + 1
+    assert sample().startswith("\n")
+
+
+def test_prompt_of_several_lines_longer_than_the_context(sample):
+    assert sample("--prompt", TEXT[:500], "--max-new-tokens=3").startswith(TEXT[:500])
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--prompt", "Zoë's ☃"], "characters that are not in the model's vocabulary of 24: \"'\", 'Z', 'ë', '☃'"),
+        (["--prompt", ""], "the prompt is empty: give at least one character, or no prompt at all"),
+        (["--prompt-file", "empty.txt"], "the prompt is empty"),
+        (["--prompt-file", "missing.txt"], "cannot read the prompt missing.txt: No such file or directory"),
+        (["--prompt-file", "runs"], "cannot read the prompt runs: Is a directory"),
+        (["--prompt-file", "latin1.txt"], "the prompt is not UTF-8 (byte 3): convert it first"),
+        (["--prompt", "9", "--prompt-file", "text.txt"], "argument --prompt-file: not allowed with argument --prompt"),
+        (["--prompt", "9", "-"], "argument -: not allowed with argument --prompt"),
+        (["9"], "argument -: invalid choice: '9'"),
+        (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
+        (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
+        (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
+        (["--top-k=0"], "--top-k must be at least 1, got 0"),
+        (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
+        (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),
+        (["--num-samples=0"], "--num-samples must be at least 1, got 0"),
+        (["--max-new-tokens=-1"], "--max-new-tokens must be 0 or more, got -1"),
+        (["--max-new-tokens=ten"], "argument --max-new-tokens: invalid int value: 'ten' (see --help)"),
+        (["--seed=-1"], "--seed must be from 0 to 2**63 - 1, got -1"),
+        ([f"--seed={2**63}"], "--seed must be from 0 to 2**63 - 1, got "),
+        (["--temp=1"], "unrecognized arguments: --temp=1"),
+        (["--out=missing/out.txt"], "cannot write missing/out.txt: give a file name in a folder that exists"),
+        (["--out=runs"], "cannot write runs: give a file name in a folder that exists"),
+        (["--model=missing"], "there is no checkpoint missing"),
+        (["--model=runs"], "runs holds no checkpoint"),
+        (["--model=text.txt"], "cannot read text.txt: it is damaged or not a safetensors file"),
+        (["--model=empty.txt"], "cannot read empty.txt: it is damaged or not a safetensors file"),
+        (["--model=damaged"], "damaged is damaged: its contents do not match its checksum; use another checkpoint"),
+    ],
+)
+def test_mistake_is_one_sentence(cwd, sample, args, said):
+    (cwd / "empty.txt").write_bytes(b"")
+    (cwd / "latin1.txt").write_bytes(b"caf\xe9")
+    raw = (cwd / "runs/little-shakespeare/best.safetensors").read_bytes()
+    (cwd / "damaged").write_bytes(raw[:-1] + b"?")
+    assert_complaint(sample(*args, status=2), said, "sample.py")
+
+
+def test_prompt_that_is_not_utf8(cwd):
+    for args, options in ((["-"], {"input": b"caf\xe9"}), (["--prompt", b"caf\xe9"], {})):
+        done = run("sample.py", *args, cwd=cwd, status=2, encoding=None, **options)
+        assert b"UTF-8" in done.stderr.splitlines()[-1]
+        assert b"Traceback" not in done.stderr
+        assert done.stdout == b""
+
+
+# --- which model ---
+
+
+def test_model_may_be_a_file_a_folder_or_the_newest_run(cwd, sample):
+    train(cwd, "--max-iters=6", "--seed=8", "--out=runs/newer")
+    by_folder, by_file = sample("--model=runs/newer"), sample("--model=runs/newer/best.safetensors")
+    assert sample() == by_folder == by_file
+    assert sample("--model=runs/little-shakespeare") != by_folder
+
+
+def test_no_run_at_all(cwd, sample):
+    shutil.rmtree(cwd / "runs")
+    assert_complaint(sample(status=2), "there is no run in ", "sample.py")
+
+
+def test_run_that_was_never_evaluated(cwd, sample):
+    path = cwd / "runs/little-shakespeare/last.safetensors"
+    checkpoint = load_checkpoint(path)
+    checkpoint.progress = Progress()
+    save_checkpoint(path, checkpoint)
+    assert sample("--model", path, "--max-new-tokens=0") == "\n\n"
+
+
+# --- the text ---
+
+
+def test_seed_and_temperature(sample):
+    assert sample("--seed=1") == sample("--seed=1") == sample("--seed=1", "--top-k=99", "--top-p=1")
+    assert sample("--seed=1") != sample("--seed=2")
+    greedy = sample("--temperature=0", "--seed=1")
+    assert greedy == sample("--temperature=0", "--seed=2") == sample("--top-k=1", "--seed=3")
+    assert sample("--temperature=1e-300") == greedy
+
+
+def test_no_new_tokens(sample):
+    assert sample("--prompt", "9 is", "--max-new-tokens=0") == "9 is\n"
+
+
+def test_several_samples(sample):
+    options = ["--prompt", "9 is", "--max-new-tokens=20"]
+    texts = sample(*options, "--num-samples=3").removesuffix("\n").split(SEPARATOR)
+    assert [len(text) for text in texts] == [24, 24, 24]
+    assert all(text.startswith("9 is") for text in texts)
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_out_holds_the_text_and_nothing_else(cwd, sample, count):
+    before = set(cwd.iterdir())
+    (cwd / "out.txt").write_text("an older text")
+    printed = sample("--out=out.txt", f"--num-samples={count}", "--prompt=9 is\n")
+    assert (cwd / "out.txt").read_text() == printed
+    assert set(cwd.iterdir()) - before == {cwd / "out.txt"}
+
+
+def test_bytes_that_are_no_text_are_written_all_the_same(cwd):
+    train(cwd, "--tokenizer=byte", "--max-iters=1", "--out=bytes")
+    options = ["--model=bytes", "--prompt", "日本", "--temperature=5", "--out=out.txt"]
+    done = run("sample.py", *options, cwd=cwd, encoding=None)
+    assert done.stdout.startswith("日本".encode())
+    assert "\ufffd".encode() in done.stdout
+    assert (cwd / "out.txt").read_bytes() == done.stdout
+
+
+# --- the output ---
+
+
+def test_text_streams_as_it_is_made(cwd):
+    with start("sample.py", "--prompt=9", "--max-new-tokens=1000000", cwd=cwd, encoding=None, bufsize=0) as process:
+        text = b""
+        while len(text) < 50:
+            text += process.stdout.read(50)
+        assert text.startswith(b"9")
+        assert process.poll() is None
+        process.kill()
+
+
+def test_reader_of_the_output_goes_away(cwd):
+    with start("sample.py", "--max-new-tokens=1000000", cwd=cwd) as process:
+        head = subprocess.run(["head", "-c", "10"], stdin=process.stdout, capture_output=True, check=True, timeout=60)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 0
+    assert len(head.stdout) == 10
+    assert err.count("\n") == 1  # which checkpoint it was
+    assert err.startswith("runs/little-shakespeare/best.safetensors: step")
+
+
+def test_output_that_cannot_be_written(cwd):
+    err = run("sample.py", cwd=cwd, shell='exec "$@" > /dev/full', status=2).stderr
+    assert_complaint(err.split("\n", 1)[1], "No space left on device", "sample.py")
+
+
+def test_help(sample):
+    text = sample("--help")
+    for flag in (
+        "--model",
+        "--prompt-file",
+        "--max-new-tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--num-samples",
+    ):
+        assert f"  {flag} " in text
+    assert "(default: 500)" in text
+    assert "(default: 0.8)" in text

@@ -1,0 +1,519 @@
+"""train.py: its options, its files, its errors in one sentence, and runs that survive whatever stops them."""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from scripts import LOG_KEYS, NOWHERE, TEXT, TINY, assert_complaint, assert_same_run, log, run, start, train
+
+import gpt.data
+import gpt.loop
+import gpt.report
+import train as script
+from gpt.checkpoint import load_checkpoint, save_checkpoint
+from gpt.cli import run_script
+from gpt.config import PRESETS, load_preset, option_fields
+from gpt.errors import UserError
+from gpt.report import Reporter
+from gpt.session import resume_session
+
+RUN = {"config.toml", "log.jsonl", "best.safetensors", "last.safetensors", "sample.txt", ".lock"}
+HUGE = 10**15
+AGAIN = re.compile(r"stopped and saved after step (\d+); go on with: python train.py --resume --out run\n")
+
+
+@pytest.fixture(autouse=True)
+def cwd(tmp_path, monkeypatch) -> Path:
+    """An empty folder to be in, without a cache or a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", NOWHERE)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The folder in which a tiny run of 20 steps, with dropout, went undisturbed into run/."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "stdout").write_text(train(folder, "--out", "run").stdout)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, cwd) -> Path:
+    """A copy of it to play with, as the current folder."""
+    shutil.copytree(finished, cwd, dirs_exist_ok=True)
+    return cwd / "run"
+
+
+def main(*args, capsys) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of train.py in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            run_script(script.main)
+    return stop.value.code, *capsys.readouterr()
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_help_lists_every_option_with_the_presets_value(capsys, preset):
+    status, out, err = main(*([preset] if preset else []), "--help", capsys=capsys)
+    assert (status, err) == (0, "")
+    text = re.sub(r"\s+", " ", out)
+    values = load_preset(preset or "little-shakespeare").to_dict()
+    for name, f in option_fields().items():
+        flag, value = "--" + name.replace("_", "-"), str(values.get(name))
+        if f.metadata["flag"]:
+            value = {"None": "none", "True": "yes", "False": "no"}.get(value, value)
+            assert re.search(
+                rf" {flag}[ ,].{{,80}}{re.escape(f.metadata['help'])} \(default: {re.escape(value)}\)", text
+            )
+        else:
+            assert flag not in text
+    for flag in ("--backend", "--threads", "--out", "--resume", "--overwrite"):
+        assert re.search(rf" {flag} .{{,80}}\(default: ", text)
+
+
+def test_help_works_as_a_command_and_for_a_file(cwd):
+    (cwd / "my.toml").write_text("n_layer = 77\n")
+    assert "transformer blocks (default: 77)" in run("train.py", "my.toml", "-h", cwd=cwd).stdout
+    assert "Train a GPT" in run("train.py", "--help", cwd=cwd).stdout
+
+
+def test_underscores_and_negated_flags():
+    args = script.parse_arguments(
+        ["bigram", "--max_iters=3", "--batch_size", "4", "--no_bias", "--data=a_b", "--qkv-bias"]
+    )
+    given = {name: value for name, value in vars(args).items() if name not in script.RUN_OPTIONS}
+    assert given == {"max_iters": 3, "batch_size": 4, "bias": False, "data": "a_b", "qkv_bias": True}
+    assert args.preset == "bigram"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--data empty.txt", "empty.txt is empty"),
+        ("--data missing.txt", "cannot read missing.txt: No such file or directory"),
+        ("--data folder", "cannot read folder: Is a directory"),
+        ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first"),
+        ("--data short.txt", "use a smaller --block-size, a larger file or another --val-fraction"),
+        (f"--block-size {HUGE}", "smaller --block-size"),
+        ("--data shakespeare", "cannot download tinyshakespeare"),
+        ("--n-embd 17", "n_embd must be a multiple of n_head, got 17 and 2"),
+        ("--seed -1", "seed must be at least 0, got -1"),
+        (f"--seed {2**63}", f"seed must be at most {2**63 - 1}, got {2**63}"),
+        ("--max-iters -1", "max_iters must be at least 0, got -1"),
+        ("--max-iters 1e3", "argument --max-iters: invalid int value: '1e3' (see --help)"),
+        ("--max-iters", "argument --max-iters: expected one argument (see --help)"),
+        ("--learning-rate nan", "learning_rate must be finite, got nan"),
+        ("--learning-rate -0.5", "learning_rate must be at least 0.0, got -0.5"),
+        ("--learning-rate 1e999", "learning_rate must be finite, got inf"),
+        ("--dropout 1.5", "dropout must be at most 1.0, got 1.5"),
+        ("--batch-size 0", "batch_size must be at least 1, got 0"),
+        ("--activation tanh", "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
+        ("--tokenizer bpe", "tokenizer must be one of char, byte, got 'bpe'"),
+        ("--val-fraction 0", "--val-fraction must lie between 0 and 1, got 0.0"),
+        ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
+        (f"--n-embd {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
+        (f"--n-layer {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
+        (f"--batch-size {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
+        (f"--gradient-accumulation-steps {HUGE}", "tokens per step need"),
+        (f"--n-embd {10**200}", "parameters and 32 tokens per step need"),
+        ("--backend cupy", "pip install 'tensorlite[cuda12]'"),
+        ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
+        ("--threads 0", "--threads must be at least 1, got 0"),
+        ("--out folder", "folder exists and is not empty: give another --out, or --resume or --overwrite"),
+        ("--out folder --overwrite", "folder is no run folder, so --overwrite leaves it alone"),
+        ("--out empty.txt/run", "cannot make the run folder empty.txt/run: Not a directory"),
+        ("--resume", "there is no run in"),
+        ("--resume --out folder", "there is nothing to resume in folder: it has no last.safetensors"),
+        ("--resume --overwrite --out folder", "argument --overwrite: not allowed with argument --resume"),
+        ("--n-lay 2", "unrecognized arguments: --n-lay"),
+        ("--lr 1e-3", "unrecognized arguments: --lr"),
+        ("--vocab-size 9", "unrecognized arguments: --vocab-size"),
+        ("bigram nanogpt-cpu", "unrecognized arguments: nanogpt-cpu"),
+        ("gpt2", "unknown preset 'gpt2': expected one of little-shakespeare, bigram, "),
+        ("missing.toml", "cannot read the preset missing.toml: No such file or directory"),
+        ("latin1.toml", "cannot read the preset latin1.toml: 'utf-8' codec can't decode"),
+        ("broken.toml", "broken.toml is not a valid TOML file: "),
+        ("typo.toml", "typo.toml: unknown key 'n_heads'; did you mean 'n_head'?"),
+        ("wrong.toml", "wrong.toml: n_layer must be of type int, got '4'"),
+        ("bigram", "--n-layer has no effect on a bigram table: leave it out"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, said):
+    for name, content in {
+        "text.txt": TEXT.encode(), "empty.txt": b"", "latin1.txt": b"caf\xe9" * 100, "short.txt": b"to be or not",
+        "latin1.toml": b'data = "\xe9"', "broken.toml": b"n_layer = ", "typo.toml": b"n_heads = 2",
+        "wrong.toml": b'n_layer = "4"', "folder/holiday.jpg": b"",
+    }.items():  # fmt: skip
+        (cwd / name).parent.mkdir(exist_ok=True)
+        (cwd / name).write_bytes(content)
+    before = sorted(cwd.rglob("*"))
+    if "cupy" in args and importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy is installed")
+    status, out, err = main(*TINY, *args.split(), capsys=capsys)
+    assert status == 2
+    assert_complaint(err, said, "train.py")
+    assert out == ""
+    assert sorted(cwd.rglob("*")) == before
+
+
+# --- a run ---
+
+
+def test_what_a_run_prints_and_leaves(finished):
+    out, folder = (finished / "stdout").read_text(), finished / "run"
+    last, rows = load_checkpoint(folder / "last.safetensors"), log(folder)
+    parameters = last.build_model().num_parameters()
+    assert re.fullmatch(
+        r"text: text.txt; [\d,]+ tokens to train on, [\d,]+ to validate\n"
+        rf"model: gpt, {parameters:,} parameters; numpy, \d+ threads?\n"
+        r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
+        r"run: run\n(step \d+: train loss N, val loss N\n)+"
+        r"--- sample ---\n(?s:.+)\n--------------\n"
+        r"best val loss N; more text: python sample.py --model run\n".replace("N", r"\d\.\d{4}"),
+        out,
+    ), out
+    printed = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)$", out, re.MULTILINE)
+    assert printed == [(f"{r['step']}", f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}") for r in rows]
+    assert {file.name for file in folder.iterdir()} == RUN
+    assert [row["step"] for row in rows] == [0, 6, 12, 18, 20]  # the end too
+    assert all(list(row) == LOG_KEYS for row in rows)
+    assert rows[0]["grad_norm"] is rows[0]["tokens_per_second"] is None
+    assert all(isinstance(value, (int, float)) for row in rows[1:] for value in row.values())
+    best = load_checkpoint(folder / "best.safetensors")
+    assert best.progress.best_val_loss == last.progress.best_val_loss == min(row["val_loss"] for row in rows)
+    assert best.optimizer == {}
+    assert (folder / "sample.txt").read_text().strip() in out
+    assert load_preset(str(folder / "config.toml")) == last.config
+
+
+def test_config_of_a_run_is_a_preset(copy):
+    run("train.py", "run/config.toml", "--out", "again", cwd=copy.parent)
+    assert_same_run(copy, Path("again"))
+
+
+@pytest.mark.parametrize("option", ["--micro-batch-size=100", "--max-iters=0", "--eval-interval=100", "--threads=99"])
+def test_odd_but_fine(cwd, option):
+    train(cwd, option)
+    steps = [row["step"] for row in log(cwd / "runs/little-shakespeare")]
+    assert steps == {"--max-iters=0": [0], "--eval-interval=100": [0, 20]}.get(option, [0, 6, 12, 18, 20])
+
+
+@pytest.mark.parametrize(
+    ("data", "first"),
+    [
+        ("pydoc", "text: language reference of Python"),
+        ("ab", "text: a/b strings; "),
+        (None, "tinyshakespeare is not cached and could not be downloaded: using Python's language reference"),
+    ],
+)
+def test_built_in_texts_without_a_network(cwd, data, first):
+    given = [f"--data={data}"] if data else []
+    out = run("train.py", "bigram", "--max-iters=5", "--eval-iters=2", *given, cwd=cwd).stdout
+    assert out.startswith(first)
+    symbols = load_checkpoint(cwd / "runs/bigram/last.safetensors").tokenizer.vocab_size
+    assert f"model: bigram, {symbols**2:,} parameters" in out
+    config = load_preset("runs/bigram/config.toml")
+    assert (config.train.model, config.train.data) == ("bigram", data or "pydoc")
+
+
+# --- resuming ---
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], []),
+        (["--threads=1"], ["--threads=3"]),
+        (["--eval-interval=4"], []),
+        (["--eval-interval=7"], ["--threads=1"]),
+    ],
+)
+def test_stopping_and_resuming_changes_nothing(finished, cwd, first, then):
+    train(cwd, "--max-iters=10", *first, "--out=run")
+    run("train.py", "--resume", "--out=run", "--max-iters=20", "--eval-interval=6", *then, cwd=cwd)
+    assert_same_run(finished / "run", cwd / "run")
+    assert load_preset("run/config.toml").train.max_iters == 20
+
+
+def test_resuming_drops_the_rows_after_the_checkpoint(copy):
+    with (copy / "log.jsonl").open("a") as file:
+        file.write('{"step": 24}\n{"step": 30}\n{"ste')
+    (copy / ".last.safetensors.99.tmp").write_text("half a file")
+    run("train.py", "--resume", "--out=run", "--max-iters=26", cwd=copy.parent)
+    assert [row["step"] for row in log(copy)] == [0, 6, 12, 18, 20, 24, 26]
+    assert all(list(row) == LOG_KEYS for row in log(copy))
+    assert {file.name for file in copy.iterdir()} == RUN
+
+
+def test_newest_run_is_resumed_and_names_are_numbered(cwd):
+    outs = [train(cwd, "--max-iters=1").stdout for _ in range(2)]
+    outs.append(run("train.py", "little-shakespeare", "--resume", "--max-iters=2", cwd=cwd).stdout)
+    names = ["little-shakespeare", "little-shakespeare-2", "little-shakespeare-2"]
+    assert [re.search("^run: (.*)$", out, re.MULTILINE)[1] for out in outs] == [f"runs/{name}" for name in names]
+    run("train.py", *TINY, "--max-iters=1", "--out=runs/little-shakespeare-2", "--overwrite", cwd=cwd)
+    assert [row["step"] for row in log(Path("runs/little-shakespeare-2"))] == [0, 1]
+
+
+def test_interrupted_before_the_last_evaluation(copy):
+    checkpoint = load_checkpoint(copy / "last.safetensors")
+    checkpoint.progress.evaluated_step = 18
+    save_checkpoint(copy / "last.safetensors", checkpoint)
+    (copy / "log.jsonl").write_text("".join((copy / "log.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    out = run("train.py", "--resume", "--out=run", cwd=copy.parent).stdout
+    assert "step 20: train loss" in out
+    assert [row["step"] for row in log(copy)] == [0, 6, 12, 18, 20]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("", "the run has its 20 steps: raise --max-iters to go on"),
+        ("--max-iters=7", "the run has its 20 steps: raise --max-iters to go on"),
+        ("--n-layer=2", "--n-layer cannot change on --resume: start a new run for it"),
+        ("--no-bias", "--bias cannot change on --resume"),
+        ("--block-size=4", "--block-size cannot change on --resume"),
+        ("--tokenizer=byte", "--tokenizer cannot change on --resume"),
+        ("--val-fraction=0.2", "--val-fraction cannot change on --resume"),
+        ("--data=other.txt", "other.txt is not the text that the run in run was trained on"),
+        ("--data=missing.txt", "cannot read missing.txt"),
+        ("bigram", "the run in run was started from little-shakespeare, not bigram"),
+        ("--seed=-1", "seed must be at least 0"),
+    ],
+)
+def test_resuming_as_something_else_is_refused(copy, args, said):
+    Path("other.txt").write_text(TEXT + ".")
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    assert_complaint(
+        run("train.py", "--resume", "--out=run", *args.split(), cwd=copy.parent, status=2).stderr, said, "train.py"
+    )
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_resuming_from_a_damaged_checkpoint_is_refused(copy):
+    raw = (copy / "last.safetensors").read_bytes()
+    (copy / "last.safetensors").write_bytes(raw[:-1] + b"?")
+    err = run("train.py", "--resume", "--out=run", "--max-iters=30", cwd=copy.parent, status=2).stderr
+    assert_complaint(err, "run/last.safetensors is damaged", "train.py")
+
+
+# --- stopped from outside ---
+
+LONG = [*TINY, "--max-iters=1000000", "--eval-interval=20", "--out=run"]
+
+
+def wait_for(process, said: str) -> None:
+    """Read the process's output up to a line that has `said` in it."""
+    for line in process.stdout:
+        if said in line:
+            return
+    raise AssertionError(f"the process ended without saying {said!r}: {process.stderr.read()}")
+
+
+def start_long(cwd: Path, **options):
+    (cwd / "text.txt").write_text(TEXT)
+    return start("train.py", *LONG, cwd=cwd, **options)
+
+
+def assert_as_if_undisturbed(cwd: Path, step: int) -> None:
+    """Resumed for some more steps, the run in run/ is the one that was never stopped."""
+    for how in (["--resume", "--out=run"], [*LONG, "--out=undisturbed"]):
+        run("train.py", *how, f"--max-iters={step + 5}", cwd=cwd)
+    assert_same_run(cwd / "run", cwd / "undisturbed")
+    assert [row["step"] for row in log(cwd / "run")] == [row["step"] for row in log(cwd / "undisturbed")]
+    assert {file.name for file in (cwd / "run").iterdir()} == RUN
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_says_how_to_go_on(cwd, number):
+    with start_long(cwd) as process:
+        wait_for(process, "step 40:")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    step = int(AGAIN.search(out)[1])
+    assert load_checkpoint(cwd / "run/last.safetensors").progress.step == step >= 40
+    assert_as_if_undisturbed(cwd, step)
+
+
+def test_two_processes_in_one_folder(cwd):
+    with start_long(cwd) as process:
+        wait_for(process, "step 0:")
+        for how in (["--resume", "--out=run"], [*LONG, "--overwrite"]):
+            err = run("train.py", *how, cwd=cwd, status=2).stderr
+            assert_complaint(err, "another process is training in run: wait for it, or give another --out", "train.py")
+        process.kill()
+
+
+def test_killed_at_any_moment(cwd):
+    rng, folder = random.Random(4), cwd / "run"
+    (cwd / "text.txt").write_text(TEXT)
+    dense = [*LONG, "--eval-interval=2"]  # so that most of the time goes into saving
+    for attempt in range(6):
+        resumable = (folder / "last.safetensors").exists()
+        how = ["--resume", "--out=run"] if resumable else [*dense, "--overwrite"]
+        with start("train.py", *how, cwd=cwd) as process:
+            wait_for(process, "run: run")
+            for _ in range(attempt % 3):  # the second of two evaluations begins when the first was saved
+                wait_for(process, "step ")
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 0.15))
+            process.kill()
+        for file in folder.glob("*.safetensors"):
+            load_checkpoint(file)
+    step = load_checkpoint(folder / "last.safetensors").progress.step
+    for how in (["--resume", "--out=run"], [*dense, "--out=undisturbed"]):
+        run("train.py", *how, f"--max-iters={step + 5}", cwd=cwd)
+    assert_same_run(folder, cwd / "undisturbed")
+    assert [row["step"] for row in log(folder)] == [row["step"] for row in log(cwd / "undisturbed")]
+    assert {file.name for file in folder.iterdir()} == RUN
+
+
+def test_reader_of_the_output_goes_away(cwd):
+    with start_long(cwd) as process:
+        wait_for(process, "step 20:")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    step = load_checkpoint(cwd / "run/last.safetensors").progress.step
+    assert step >= 20
+    assert_as_if_undisturbed(cwd, step)
+
+
+def test_output_that_cannot_be_written(cwd):
+    err = train(cwd, shell='exec "$@" > /dev/full', status=2).stderr
+    assert_complaint(err, "No space left on device", "train.py")
+
+
+def test_divergence_ends_the_run_and_not_its_checkpoint(copy):
+    before = (copy / "last.safetensors").read_bytes()
+    options = ["--resume", "--out=run", "--max-iters=100", "--learning-rate=1e8"]
+    err = run("train.py", *options, cwd=copy.parent, status=2).stderr
+    assert re.search("the loss became (nan|inf) by step 24: lower --learning-rate or set --grad-clip 1", err)
+    assert_complaint(err, "the last good state is in run", "train.py")
+    assert (copy / "last.safetensors").read_bytes() == before
+    run("train.py", "--resume", "--out=run", "--max-iters=22", cwd=copy.parent)
+
+
+@pytest.fixture
+def session(copy):
+    """The run, resumed in this process for 20 more steps."""
+    handler = signal.getsignal(signal.SIGTERM)
+    session = resume_session(Path("run"), None, {"max_iters": 40}, "numpy", 2)
+    yield session
+    session.folder._lock_file.close()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_full_disk_keeps_the_older_checkpoint(session, copy, monkeypatch):
+    before = {name: (copy / name).read_bytes() for name in RUN - {"log.jsonl"}}
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(UserError) as error:
+        session.run()
+    assert str(error.value) in (
+        f"cannot write run/{name}.safetensors: No space left on device; the previous file is untouched"
+        for name in ("best", "last")
+    )
+    assert {name: (copy / name).read_bytes() for name in RUN - {"log.jsonl"}} == before
+    assert {file.name for file in copy.iterdir()} == RUN
+
+
+def _full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_file_larger_than_allowed(cwd):
+    limited = 'ulimit -f 60; exec "$@"'  # blocks of 512 bytes: enough for the best checkpoint, not for the last
+    err = train(cwd, "--out=run", status=2, shell=limited).stderr
+    assert_complaint(err, "cannot write run/last.safetensors: File too large", "train.py")
+    assert {file.name for file in (cwd / "run").iterdir()} == {".lock", "config.toml", "log.jsonl", "best.safetensors"}
+    train(cwd, "--out=run", "--overwrite")
+
+
+def test_interrupt_while_saving_leaves_files_that_agree(session, copy, monkeypatch):
+    """The best checkpoint must not be taken for saved when it was not."""
+
+    def interrupted(path, checkpoint):
+        if path.name == "best.safetensors":
+            signal.raise_signal(signal.SIGINT)
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(gpt.loop, "save_checkpoint", interrupted)
+    assert session.run() == 0
+    last, best = (load_checkpoint(copy / f"{name}.safetensors") for name in ("last", "best"))
+    assert last.progress.step == last.progress.evaluated_step == log(copy)[-1]["step"] == 24
+    assert last.progress.best_val_loss == best.progress.best_val_loss == min(row["val_loss"] for row in log(copy))
+
+
+# --- what is shown ---
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}]
+)
+def test_terminal_without_the_texts_characters(cwd, locale):
+    (cwd / "text.txt").write_text("naïve café — 日本語\n" * 60, encoding="utf-8")
+    out = run("train.py", *TINY, "--out=run", cwd=cwd, env=locale).stdout
+    assert out.isascii()
+    sample = (cwd / "run/sample.txt").read_text(encoding="utf-8").strip()
+    assert sample.encode("ascii", "backslashreplace").decode() in out
+    assert not sample.isascii()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_output(cwd, closed):
+    train(cwd, shell=f'exec "$@" {closed}')
+    assert (cwd / "runs/little-shakespeare/sample.txt").exists()
+
+
+def test_bar_on_a_terminal(cwd):
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    bar = re.compile(rb"[1-9]\d*/1000000 \[\d\d:\d\d<[\d:]+, +[\d.]+step/s, loss \d\.\d{4}\]")
+    with start_long(cwd, stderr=terminal) as process:
+        os.close(terminal)
+        shown, interrupted = b"", False
+        with contextlib.suppress(OSError):  # how Linux tells of a terminal's end
+            while piece := os.read(ours, 4096):
+                shown += piece
+                if bar.search(shown) and not interrupted:
+                    process.send_signal(signal.SIGINT)
+                    interrupted = True
+        os.close(ours)
+        out = process.stdout.read()
+    assert interrupted, shown
+    assert b"train loss" not in shown
+    assert "step 0: train loss" in out
+    assert AGAIN.search(out)
+
+
+def test_plain_lines_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr(gpt.report, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(gpt.report, "READ_SECONDS", 0.0)
+    reporter = Reporter(first_step=10, last_step=10_000)
+    assert reporter.wants_loss()
+    reporter.step(20, 2.5)
+    reporter.close(20)
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"at step 20 of 10000: loss 2\.5000, [\d.e+]+ steps/s, [\d:]+ left\n", out)
+    assert err == ""
+
+    monkeypatch.setattr(gpt.report, "READ_SECONDS", 1e9)
+    assert not reporter.wants_loss()  # reading a loss back makes a GPU wait

@@ -1,0 +1,300 @@
+"""The trainer: its numbers do not depend on threads, cuts or evaluations, and are those of the formulas."""
+
+import math
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import gpt.trainer
+from gpt.config import GPTConfig, TrainConfig
+from gpt.data import Text, make_dataset, random_blocks
+from gpt.interrupt import hold_interrupts, interrupt_on_terminate
+from gpt.model import build_model
+from gpt.tokenizer import make_tokenizer
+from gpt.trainer import Trainer
+from tensorlite import no_grad, random
+
+SOURCE = "".join(f"{i} and {i * i}\n" for i in range(200))
+TEXT = Text(SOURCE, name="squares", source="squares")
+DATA = make_dataset(TEXT, make_tokenizer("char", SOURCE), block_size=8)
+
+
+def make(threads: int = 1, dtype=np.float32, dropout: float = 0.0, **options) -> Trainer:
+    """A trainer of a tiny GPT; to be entered."""
+    shape = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": dropout}
+    model = build_model("gpt", GPTConfig(vocab_size=DATA.tokenizer.vocab_size, **shape), seed=1).to(dtype=dtype)
+    settings = {"batch_size": 4, "micro_batch_size": 1, "eval_iters": 3, "learning_rate": 1e-2, "seed": 5}
+    return Trainer(model, DATA, TrainConfig(**settings | options), threads)
+
+
+def trained(steps: int = 4, evaluate_every: int = 0, **options) -> list[bytes]:
+    """The bits of every step's loss and norm, and of the weights and moments in the end."""
+    bits = []
+    with make(**options) as trainer:
+        for step in range(steps):
+            if evaluate_every and step % evaluate_every == 0:
+                trainer.evaluate()
+            bits += [np.asarray(x).tobytes() for x in trainer.train_step()]
+        optimizer = trainer.optimizer
+        return bits + [a.tobytes() for a in (trainer.flat.data, optimizer.m, optimizer.v)]
+
+
+def first_gradient(**options) -> np.ndarray:
+    with make(dtype=np.float64, **options) as trainer:
+        trainer.train_step()
+        return trainer.flat.grad.copy()
+
+
+# --- what the numbers depend on ---
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_same_bits_for_any_number_of_threads_and_evaluations(dropout, micro_batch_size):
+    options = {"dropout": dropout, "micro_batch_size": micro_batch_size, "batch_size": 7, "grad_clip": 0.5}
+    expected = trained(threads=1, **options)
+    for threads, evaluate_every in ((2, 0), (3, 2), (8, 1), (1, 1)):
+        assert trained(threads=threads, evaluate_every=evaluate_every, **options) == expected
+
+
+def test_seed_and_dropout_change_the_numbers():  # or the tests above would prove nothing
+    runs = [trained(), trained(seed=6), trained(dropout=0.2), trained(dropout=0.2, seed=6)]
+    assert len({run[0] for run in runs[::2]}) == 2
+    assert len({run[-1] for run in runs}) == 4
+
+
+def test_every_step_has_its_own_batch_and_masks(monkeypatch):
+    def distinct_losses(**options) -> int:
+        with make(learning_rate=0.0, **options) as trainer:
+            return len({float(trainer.train_step()[0]) for _ in range(4)})
+
+    assert distinct_losses() == 4
+    monkeypatch.setattr(gpt.trainer, "random_blocks", lambda split, *_: split.block(np.arange(4)))
+    assert distinct_losses() == 1
+    assert distinct_losses(dropout=0.3) == 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+def test_gradient_of_the_micro_batches_is_that_of_the_batch(micro_batch_size, dropout):
+    whole = first_gradient(micro_batch_size=0, dropout=dropout)
+    cut = first_gradient(micro_batch_size=micro_batch_size, dropout=dropout, threads=2)
+    assert np.abs(cut - whole).max() < 1e-12 * np.abs(whole).max()
+    assert np.abs(whole).max() > 0.01
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_accumulated_batches_are_one_larger_batch(dropout):
+    expected = trained(batch_size=6, micro_batch_size=2, dropout=dropout)
+    for micro_batch_size in (2, 0):  # 0: the batches one by one, or accumulation would save no memory
+        options = {"batch_size": 2, "gradient_accumulation_steps": 3, "micro_batch_size": micro_batch_size}
+        assert trained(**options, dropout=dropout) == expected
+
+
+def test_restored_trainer_goes_on_to_the_bit():
+    expected = trained(steps=4, dropout=0.2)
+    with make(dropout=0.2) as first, make(dropout=0.2) as second:
+        for _ in range(2):
+            first.train_step()
+        second.model.load_state_dict(first.model.state_dict())
+        second.restore({"m": first.optimizer.m, "v": first.optimizer.v}, step=2)
+        losses = [np.asarray(x).tobytes() for _ in range(2) for x in second.train_step()]
+        assert [*losses, second.flat.data.tobytes()] == expected[4:9]
+
+
+# --- a step ---
+
+
+def test_gradients_land_in_the_flat_buffer():
+    with make(threads=2) as trainer:
+        trainer.train_step()
+        assert all(np.shares_memory(p.grad, trainer.flat.grad) for p in trainer.model.parameters())
+        assert all(np.abs(p.grad).max() > 0 for p in trainer.model.parameters())
+
+
+def test_learning_rate_of_each_step():
+    with make(learning_rate=0.4, min_lr=0.1, warmup_iters=3, lr_decay_iters=7) as trainer:
+        rates = []
+        for _ in range(9):
+            expected = trainer.learning_rate
+            trainer.train_step()
+            assert trainer.optimizer.lr == expected
+            rates.append(expected)
+    decay = [0.1 + 0.3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, *decay, 0.1, 0.1])
+
+
+def test_gradients_are_clipped_and_the_norm_before_is_returned():
+    free, clipped = first_gradient(), first_gradient(grad_clip=0.01)
+    with make(dtype=np.float64, grad_clip=0.01) as trainer:
+        _, norm = trainer.train_step()
+    assert norm == pytest.approx(np.linalg.norm(free), rel=1e-12)
+    assert np.linalg.norm(clipped) == pytest.approx(0.01, rel=1e-4)
+    np.testing.assert_allclose(clipped / np.linalg.norm(clipped), free / np.linalg.norm(free), atol=1e-12)
+    np.testing.assert_array_equal(first_gradient(grad_clip=1e6), free)
+
+
+def test_divergence_is_a_loss_that_is_not_finite_and_no_warning():
+    with make(learning_rate=1e30, threads=2) as trainer:
+        losses = [float(trainer.train_step()[0]) for _ in range(3)]
+    assert math.isfinite(losses[0])
+    assert not math.isfinite(losses[-1])
+
+
+# --- evaluation ---
+
+
+def test_evaluation_is_the_mean_over_fixed_batches_with_its_standard_error():
+    with make(dtype=np.float64, threads=3, dropout=0.5, batch_size=5, micro_batch_size=2) as trainer:
+        before = trainer.flat.data.copy()
+        result = trainer.evaluate()
+        assert trainer.evaluate() == result
+        np.testing.assert_array_equal(trainer.flat.data, before)
+        trainer.model.eval()
+        for call, (name, split) in enumerate((("train", DATA.train), ("val", DATA.val))):
+            losses = []
+            for i in range(3):
+                x, y = random_blocks(split, 5, random.generator(5, random.EVALUATION, step=i, call=call))
+                with no_grad():
+                    losses.append(trainer.model(x, y)[1].item())
+            mean = sum(losses) / 3
+            stderr = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / 2 / 3)
+            assert getattr(result, f"{name}_loss") == pytest.approx(mean, rel=1e-12)
+            assert getattr(result, f"{name}_stderr") == pytest.approx(stderr, rel=1e-9)
+        trainer.model.train()
+        trainer.train_step()
+        assert trainer.evaluate().train_loss != result.train_loss
+    with make(eval_iters=1) as trainer:
+        assert math.isnan(trainer.evaluate().val_stderr)
+
+
+def test_training_mode_comes_back(monkeypatch):
+    modes = set()
+
+    def fail(*_):
+        modes.update(m.training for m in trainer.model.modules())
+        raise ZeroDivisionError
+
+    with make(threads=2) as trainer:
+        trainer.evaluate()
+        assert all(m.training for m in trainer.model.modules())
+        monkeypatch.setattr(trainer.model, "logits", fail)
+        with pytest.raises(ZeroDivisionError):
+            trainer.evaluate()
+        assert all(m.training for m in trainer.model.modules())
+    assert False in modes
+
+
+# --- threads ---
+
+
+def test_results_come_in_order_even_if_the_jobs_end_out_of_order():
+    last_ran, ended = threading.Event(), []
+
+    def job(i, name):
+        if i == 2:
+            last_ran.set()
+        assert last_ran.wait(10)  # so jobs 0 and 1 end after job 2 has begun
+        ended.append(i)
+        return name * 2
+
+    with make(threads=3) as trainer:
+        assert list(trainer._in_order(job, "abcdef")) == ["aa", "bb", "cc", "dd", "ee", "ff"]
+    assert sorted(ended) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_job_waits_until_an_earlier_result_has_been_taken():
+    started = []
+    with make(threads=2) as trainer:
+        results = trainer._in_order(lambda i, _: started.append(i), range(5))
+        next(results)
+        assert max(started, default=0) <= 1
+        assert len(list(results)) == 4
+    assert sorted(started) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_exception_in_a_job_is_passed_on(threads):
+    def job(i, _):
+        if i == 1:
+            raise ZeroDivisionError(f"job {i}")
+        return i
+
+    with make(threads=threads) as trainer:
+        results = trainer._in_order(job, range(5))
+        assert next(results) == 0
+        with pytest.raises(ZeroDivisionError, match="job 1"):
+            list(results)
+
+
+# --- interrupts ---
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Signals are handled as in train.py, before every test and after."""
+    original = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_on_terminate()
+    yield
+    after = {signal.getsignal(s) for s in original}
+    for s, handler in original.items():
+        signal.signal(s, handler)
+    assert after == {signal.default_int_handler}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_waits_for_the_end_of_the_block(number):
+    done = []
+
+    def interrupted():
+        with hold_interrupts():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # an impatient user
+            done.append("all of it")
+        done.append("too much")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["all of it"]
+
+
+def test_ignored_interrupt_stays_ignored():  # as a shell's background job wants it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with hold_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_block_without_interrupt_or_with_an_exception():
+    with hold_interrupts():
+        pass
+    with pytest.raises(ZeroDivisionError), hold_interrupts():
+        raise ZeroDivisionError
+
+
+def test_in_a_thread_the_handlers_are_left_alone():
+    seen = []
+
+    def in_thread():
+        with hold_interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_interrupted_step_is_done_whole(monkeypatch):
+    with make() as trainer, make() as undisturbed:
+        step = trainer.optimizer.step
+        monkeypatch.setattr(trainer.optimizer, "step", lambda *args: (os.kill(os.getpid(), signal.SIGINT), step(*args)))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train_step()
+        undisturbed.train_step()
+        assert trainer.step == 1
+        np.testing.assert_array_equal(trainer.flat.data, undisturbed.flat.data)
