@@ -20,6 +20,7 @@ def run_script(main: Callable[[], int]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have the text's characters
     try:
         status = main()
+        sys.stdout.flush()  # here, where a reader that has gone is nothing to complain about
     except (UserError, BackendError) as error:
         status = _complain(f"{name}: error: {error}", 2)
     except MemoryError as error:
