@@ -1,0 +1,230 @@
+"""Time one whole training step (forward, backward, clipping, AdamW) against PyTorch on the same model and batches.
+
+    python bench/train_step.py --preset nanogpt-cpu
+    python bench/train_step.py --preset little-shakespeare --compile --json bench/results/little.json
+
+Both sides start from the same weights, run in processes of their own with the same number of threads, and take turns,
+A B A B ...: each pair of turns gives one ratio. Other work on the machine then slows both alike. The floor is the time
+of the step's matrix products alone at the speed of one-thread sgemm, measured in the same run, times the threads.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from machine import machine, peak_memory_mb
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from gpt.config import Config, load_preset  # noqa: E402
+from gpt.session import physical_cores  # noqa: E402
+from gpt.tokenizer import ByteTokenizer  # noqa: E402
+
+VOCAB_SIZE = 65  # tinyshakespeare's
+SIDES = ("ours", "torch")
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        serve(args)
+        return
+    rows = [compare(preset, args) for preset in args.preset]
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=2) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", nargs="+", default=["little-shakespeare", "nanogpt-cpu"], help="presets by name")
+    parser.add_argument("--dropout", type=float, help="instead of the preset's")
+    parser.add_argument("--compile", action="store_true", help="compile the torch model with torch.compile")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="of both sides (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def preset_config(preset: str, dropout: float | None) -> Config:
+    config = load_preset(preset).updated({} if dropout is None else {"dropout": dropout})
+    return Config(replace(config.gpt, vocab_size=VOCAB_SIZE), config.train)
+
+
+# -- the parent --
+
+
+def compare(preset: str, args: argparse.Namespace) -> dict:
+    """Run both sides in turns and print the table's row."""
+    workers = {side: start_worker(side, preset, args) for side in SIDES}
+    times = {side: [] for side in SIDES}
+    for _ in range(args.rounds):
+        for side in SIDES:
+            times[side].append(statistics.median(ask(workers[side], args.seconds)["times"]))
+    memory = {side: ask(workers[side], 0)["memory_mb"] for side in SIDES}
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    ratios = [t / o for o, t in zip(times["ours"], times["torch"], strict=True)]
+    config = preset_config(preset, args.dropout)
+    ours, torch = (1e3 * statistics.median(times[side]) for side in SIDES)
+    floor = 1e3 * step_flops(config) / (sgemm_flops_per_second(config) * args.threads)
+    row = {
+        "preset": preset,
+        "dropout": config.gpt.dropout,
+        "rival": "torch.compile" if args.compile else "torch eager",
+        "threads": args.threads,
+        "ours_ms": round(ours, 2),
+        "torch_ms": round(torch, 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(r, 3) for r in ratios],
+        "ours_mb": round(memory["ours"]),
+        "torch_mb": round(memory["torch"]),
+        "floor_ms": round(floor, 2),
+        "floor_share": round(floor / ours, 3),
+    }
+    print_row(row)
+    return row
+
+
+def print_row(row: dict) -> None:
+    print(
+        f"{row['preset']}, dropout {row['dropout']}, {row['threads']} threads, against {row['rival']}\n"
+        f"  step      ours {row['ours_ms']:9.2f} ms   torch {row['torch_ms']:9.2f} ms   "
+        f"{row['ratio']:.2f}x faster (rounds: {min(row['ratios']):.2f} to {max(row['ratios']):.2f})\n"
+        f"  memory    ours {row['ours_mb']:9.0f} MB   torch {row['torch_mb']:9.0f} MB   "
+        f"{row['ours_mb'] / row['torch_mb']:.2f} of torch's\n"
+        f"  floor     {row['floor_ms']:.2f} ms for the products alone: {row['floor_share']:.0%} of our step",
+        flush=True,
+    )
+
+
+def start_worker(side: str, preset: str, args: argparse.Namespace) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--worker", side, "--preset", preset, "--threads", str(args.threads)]
+    command += ["--compile"] if args.compile else []
+    command += [] if args.dropout is None else ["--dropout", str(args.dropout)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker.stdout.readline()  # ready: warmed up
+    return worker
+
+
+def ask(worker: subprocess.Popen, seconds: float) -> dict:
+    worker.stdin.write(f"{seconds}\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
+
+
+def step_flops(config: Config) -> float:
+    """Floating-point operations of the matrix products of one step: 6 per weight and token (forward, and two products
+    backward), and 12 per layer, channel and pair of positions for attention (full, not only its causal half)."""
+    shape, train = config.gpt, config.train
+    tokens = train.batch_size * train.gradient_accumulation_steps * shape.block_size
+    weights = shape.n_layer * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd
+    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
+    return tokens * (6.0 * weights + attention)
+
+
+def sgemm_flops_per_second(config: Config) -> float:
+    """Speed of one-thread sgemm at the shape of the model's largest product."""
+    from threadpoolctl import threadpool_limits
+
+    rows, width = 2048, config.gpt.n_embd
+    a, b = np.ones((rows, width), np.float32), np.ones((width, 4 * width), np.float32)
+    out = np.empty((rows, 4 * width), np.float32)
+    times = []
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(30):
+            start = time.perf_counter()
+            np.matmul(a, b, out=out)
+            times.append(time.perf_counter() - start)
+    return 2.0 * rows * width * 4 * width / statistics.median(times)
+
+
+# -- the workers --
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Answer each number of seconds on standard input with the times of the steps done in them."""
+    config = preset_config(args.preset[0], args.dropout)
+    step = {"ours": our_step, "torch": torch_step}[args.worker](config, args)
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        times, stop = [], time.perf_counter() + float(line)
+        while time.perf_counter() < stop:
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        print(json.dumps({"times": times, "memory_mb": peak_memory_mb()}), flush=True)
+
+
+def make_dataset(config: Config):
+    """Random symbols: the speed does not depend on the text."""
+    from gpt.data import Dataset, Split
+
+    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=100_000).astype(np.uint8)
+    split = Split(tokens, config.gpt.block_size)
+    return Dataset(split, split, ByteTokenizer(), "", "random")
+
+
+def our_step(config: Config, args: argparse.Namespace):
+    from gpt.model import build_model
+    from gpt.trainer import Trainer
+
+    model = build_model("gpt", config.gpt, config.train.seed)
+    trainer = Trainer(model, make_dataset(config), config.train, args.threads).__enter__()
+    return lambda: float(trainer.train_step()[0])
+
+
+def torch_step(config: Config, args: argparse.Namespace):
+    import torch
+    from torch_gpt import TorchGPT
+
+    from gpt.data import random_blocks
+    from gpt.model import build_model
+    from tensorlite import random
+    from tensorlite.optim import learning_rate
+
+    torch.set_num_threads(args.threads)
+    shape, train, dataset = config.gpt, config.train, make_dataset(config)
+    model = TorchGPT(shape)
+    weights = build_model("gpt", shape, train.seed).state_dict()
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(train.beta1, train.beta2))
+    run, done = torch.compile(model) if args.compile else model, 0
+
+    def step():
+        nonlocal done
+        rng = random.generator(train.seed, random.BATCHES, done)
+        rows = train.batch_size * train.gradient_accumulation_steps
+        x, y = (torch.from_numpy(a) for a in random_blocks(dataset.train, rows, rng))
+        rate = learning_rate(done, train.learning_rate, train.warmup_iters, train.lr_decay_iters, train.min_lr)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        _, loss = run(x, y)
+        loss.backward()
+        if train.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        optimizer.step()
+        done += 1
+        return loss.item()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
