@@ -13,6 +13,7 @@ from gpt.errors import UserError
 from gpt.files import atomic_write
 from gpt.generate import default_prompt, stream_text
 from gpt.interrupt import interrupt_on_terminate
+from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
 from gpt.model import build_model
 from gpt.run import RunFolder
@@ -28,7 +29,7 @@ class Session:
 
     config: Config
     dataset: Dataset
-    model: object
+    model: LanguageModel
     folder: RunFolder
     threads: int
     checkpoint: Checkpoint | None = None  # where to go on from

@@ -43,8 +43,8 @@ def getitem(x, index) -> Tensor:
     element is named more than once."""
     x_data = data(x)
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(data(i) if isinstance(i, Tensor | list) else i for i in parts)
     be = backend_of(x_data)
+    parts = tuple(be.asarray(i) if isinstance(i, list) else data(i) if isinstance(i, Tensor) else i for i in parts)
     basic = all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in parts)
     shape, dtype = x_data.shape, x_data.dtype
     try:
