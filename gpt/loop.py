@@ -50,7 +50,7 @@ class TrainingLoop:
                 return
             start = time.monotonic()
             self.loss, self.grad_norm = self.trainer.train_step()
-            if self.report.wants_loss():
+            if self.report.due():
                 self.report.step(self.trainer.step, self._finite_loss())
             self.training_seconds += time.monotonic() - start
             self.training_steps += 1
@@ -60,7 +60,7 @@ class TrainingLoop:
         trainer, progress = self.trainer, self.progress
         if self.loss is not None:
             self._finite_loss()
-        result = trainer.evaluate()
+        result = trainer.evaluate(self.report.evaluating)
         if not math.isfinite(result.val_loss):
             raise self._diverged(result.val_loss)
         with hold_interrupts():  # or the log, the progress and the two checkpoints could disagree

@@ -24,8 +24,8 @@ class Reporter:
         tqdm.write(text)
         sys.stdout.flush()
 
-    def wants_loss(self) -> bool:
-        """Whether it is time to read the loss back."""
+    def due(self) -> bool:
+        """Whether it is time to read the loss back, or to show anything."""
         return time.monotonic() - self.shown >= READ_SECONDS
 
     def step(self, step: int, loss: float) -> None:
@@ -39,6 +39,17 @@ class Reporter:
             rate = (step - self.first) / (self.shown - self.start)
             left = tqdm.format_interval((self.last - step) / rate)
             self.line(f"at step {step} of {self.last}: loss {loss:.4f}, {rate:.3g} steps/s, {left} left")
+
+    def evaluating(self, done: int, total: int) -> None:
+        """`done` of the evaluation's `total` batches are done."""
+        if not self.due():
+            return
+        self.shown = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"evaluating, {done} of {total} batches")
+        elif self.shown - self.printed >= LINE_SECONDS:
+            self.printed = self.shown
+            self.line(f"evaluating: {done} of {total} batches")
 
     def close(self, step: int) -> None:
         if self.bar is not None:

@@ -127,18 +127,20 @@ class Trainer:
             self._buffers.append((flat, self.flat.views(flat)))
         return self._buffers[:count]
 
-    def evaluate(self) -> Evaluation:
-        """Losses over the same batches each time, from a stream of their own, in eval mode."""
+    def evaluate(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
+        """Losses over the same batches each time, from a stream of their own, in eval mode. `tell(done, total)` hears
+        how many batches are done."""
         self.model.eval()
         try:
-            results = [self._split_loss(i, split) for i, split in enumerate((self.dataset.train, self.dataset.val))]
+            train = self._split_loss(0, self.dataset.train, tell)
+            return Evaluation(*train, *self._split_loss(1, self.dataset.val, tell))
         finally:
             self.model.train()
-        return Evaluation(*results[0], *results[1])
 
-    def _split_loss(self, index: int, split: Split) -> tuple[float, float]:
-        """(mean, standard error of the mean) over eval_iters batches."""
+    def _split_loss(self, index: int, split: Split, tell: Callable) -> tuple[float, float]:
+        """(mean, standard error of the mean) over eval_iters batches; `index` tells the splits' batches apart."""
         config = self.config
+        losses = np.empty(config.eval_iters)
 
         def batch_loss(i: int, _) -> float:
             rng = random.generator(config.seed, random.EVALUATION, step=i, call=index)
@@ -149,7 +151,9 @@ class Trainer:
                     for rows in self._micro_batches(len(x))
                 ) / len(x)
 
-        losses = np.array(list(self._in_order(batch_loss, range(config.eval_iters))))
+        for i, loss in enumerate(self._in_order(batch_loss, range(config.eval_iters))):
+            losses[i] = loss
+            tell(index * config.eval_iters + i + 1, 2 * config.eval_iters)
         stderr = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
         return float(losses.mean()), float(stderr)
 

@@ -27,9 +27,11 @@ LOG_KEYS += ["elapsed"]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Without network, with warnings as errors, but for the lock file, which is held until the process ends."""
+    """Ours without network and Python's own variables; warnings are errors, but for the lock file's, which is held
+    until the process ends."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     quiet = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
-    return os.environ | quiet | {f"{scheme}_proxy": NOWHERE for scheme in ("http", "https")}
+    return inherited | quiet | {f"{scheme}_proxy": NOWHERE for scheme in ("http", "https")}
 
 
 @contextmanager

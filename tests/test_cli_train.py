@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import math
 import os
 import pty
 import random
@@ -27,6 +28,7 @@ from gpt.config import PRESETS, load_preset, option_fields
 from gpt.errors import UserError
 from gpt.report import Reporter
 from gpt.session import resume_session
+from gpt.trainer import Evaluation, Trainer
 
 RUN = {"config.toml", "log.jsonl", "best.safetensors", "last.safetensors", "sample.txt", ".lock"}
 HUGE = 10**15
@@ -134,7 +136,7 @@ def test_underscores_and_negated_flags():
         (f"--batch-size {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
         (f"--gradient-accumulation-steps {HUGE}", "tokens per step need"),
         (f"--n-embd {10**200}", "parameters and 32 tokens per step need"),
-        ("--backend cupy", "pip install 'tensorlite[cuda12]'"),
+        ("--backend cupy", "pip install cupy-cuda12x"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
         ("--threads 0", "--threads must be at least 1, got 0"),
         ("--out folder", "folder exists and is not empty: give another --out, or --resume or --overwrite"),
@@ -392,9 +394,9 @@ def test_reader_of_the_output_goes_away(cwd):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
-    step = load_checkpoint(cwd / "run/last.safetensors").progress.step
-    assert step >= 20
-    assert_as_if_undisturbed(cwd, step)
+    progress = load_checkpoint(cwd / "run/last.safetensors").progress
+    assert progress.step == progress.evaluated_step + 20  # saved when that evaluation could not be told
+    assert_as_if_undisturbed(cwd, progress.step)
 
 
 def test_output_that_cannot_be_written(cwd):
@@ -416,10 +418,14 @@ def test_divergence_ends_the_run_and_not_its_checkpoint(copy):
 def session(copy):
     """The run, resumed in this process for 20 more steps."""
     handler = signal.getsignal(signal.SIGTERM)
-    session = resume_session(Path("run"), None, {"max_iters": 40}, "numpy", 2)
+    session = resume_session(Path("run"), None, {"max_iters": 40, "dropout": 0.3}, "numpy", 2)
     yield session
     session.folder._lock_file.close()
     signal.signal(signal.SIGTERM, handler)
+
+
+def test_options_that_may_change_take_effect(session):
+    assert session.model.config.dropout == load_preset("run/config.toml").gpt.dropout == 0.3
 
 
 def test_full_disk_keeps_the_older_checkpoint(session, copy, monkeypatch):
@@ -449,17 +455,37 @@ def test_file_larger_than_allowed(cwd):
 
 def test_interrupt_while_saving_leaves_files_that_agree(session, copy, monkeypatch):
     """The best checkpoint must not be taken for saved when it was not."""
+    saved = []
 
     def interrupted(path, checkpoint):
-        if path.name == "best.safetensors":
+        if len(saved) in (0, 2):  # and once more, impatiently, while the end of the run is saved
             signal.raise_signal(signal.SIGINT)
         save_checkpoint(path, checkpoint)
+        saved.append(path.name)
 
     monkeypatch.setattr(gpt.loop, "save_checkpoint", interrupted)
-    assert session.run() == 0
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    assert saved == ["best.safetensors", "last.safetensors", "last.safetensors"]
     last, best = (load_checkpoint(copy / f"{name}.safetensors") for name in ("last", "best"))
     assert last.progress.step == last.progress.evaluated_step == log(copy)[-1]["step"] == 24
     assert last.progress.best_val_loss == best.progress.best_val_loss == min(row["val_loss"] for row in log(copy))
+
+
+def test_interrupt_after_divergence_saves_nothing(session, copy, monkeypatch):
+    steps = iter([(math.nan, math.nan)])
+    before = (copy / "last.safetensors").read_bytes()
+    monkeypatch.setattr(Trainer, "train_step", lambda _: next(steps, None) or signal.raise_signal(signal.SIGINT))
+    assert session.run() == 0
+    assert (copy / "last.safetensors").read_bytes() == before
+
+
+def test_evaluation_that_diverged_is_not_saved(session, copy, monkeypatch):
+    before = (copy / "last.safetensors").read_bytes()
+    monkeypatch.setattr(Trainer, "evaluate", lambda _: Evaluation(1.0, 0.1, math.inf, 0.1))
+    with pytest.raises(UserError, match="the loss became inf by step 24"):
+        session.run()
+    assert (copy / "last.safetensors").read_bytes() == before
 
 
 # --- what is shown ---
@@ -508,7 +534,7 @@ def test_plain_lines_elsewhere(monkeypatch, capsys):
     monkeypatch.setattr(gpt.report, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(gpt.report, "READ_SECONDS", 0.0)
     reporter = Reporter(first_step=10, last_step=10_000)
-    assert reporter.wants_loss()
+    assert reporter.due()
     reporter.step(20, 2.5)
     reporter.close(20)
     out, err = capsys.readouterr()
@@ -516,4 +542,4 @@ def test_plain_lines_elsewhere(monkeypatch, capsys):
     assert err == ""
 
     monkeypatch.setattr(gpt.report, "READ_SECONDS", 1e9)
-    assert not reporter.wants_loss()  # reading a loss back makes a GPU wait
+    assert not reporter.due()  # reading a loss back makes a GPU wait

@@ -73,7 +73,7 @@ def test_arrows_point_one_way(path):
 def test_cupy_without_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setattr(tensorlite.backends, "_by_name", {})
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r"cannot import CuPy .*pip install 'tensorlite\[cuda12\]'"):
+    with pytest.raises(BackendError, match=r"cannot import CuPy .*pip install cupy-cuda12x"):
         get_backend("cupy")
 
 

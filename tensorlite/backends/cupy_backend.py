@@ -2,7 +2,7 @@
 
 from tensorlite.backends.base import Backend, BackendError
 
-_INSTALL = "pip install 'tensorlite[cuda12]' (or [cuda13]; `nvidia-smi` shows the driver's CUDA version)"
+_INSTALL = "pip install cupy-cuda12x, or cupy-cuda13x if `nvidia-smi` shows CUDA 13"
 
 
 class CupyBackend(Backend):
