@@ -482,7 +482,7 @@ def test_interrupt_after_divergence_saves_nothing(session, copy, monkeypatch):
 
 def test_evaluation_that_diverged_is_not_saved(session, copy, monkeypatch):
     before = (copy / "last.safetensors").read_bytes()
-    monkeypatch.setattr(Trainer, "evaluate", lambda _: Evaluation(1.0, 0.1, math.inf, 0.1))
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: Evaluation(1.0, 0.1, math.inf, 0.1))
     with pytest.raises(UserError, match="the loss became inf by step 24"):
         session.run()
     assert (copy / "last.safetensors").read_bytes() == before
@@ -536,9 +536,12 @@ def test_plain_lines_elsewhere(monkeypatch, capsys):
     reporter = Reporter(first_step=10, last_step=10_000)
     assert reporter.due()
     reporter.step(20, 2.5)
+    reporter.evaluating(3, 400)
     reporter.close(20)
     out, err = capsys.readouterr()
-    assert re.fullmatch(r"at step 20 of 10000: loss 2\.5000, [\d.e+]+ steps/s, [\d:]+ left\n", out)
+    assert re.fullmatch(
+        r"at step 20 of 10000: loss 2\.5000, [\d.e+]+ steps/s, [\d:]+ left\nevaluating: 3 of 400 batches\n", out
+    )
     assert err == ""
 
     monkeypatch.setattr(gpt.report, "READ_SECONDS", 1e9)

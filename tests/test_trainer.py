@@ -151,7 +151,10 @@ def test_evaluation_is_the_mean_over_fixed_batches_with_its_standard_error():
     with make(dtype=np.float64, threads=3, dropout=0.5, batch_size=5, micro_batch_size=2) as trainer:
         before = trainer.flat.data.copy()
         result = trainer.evaluate()
-        assert trainer.evaluate() == result
+        told = []
+        assert trainer.evaluate(lambda *progress: told.append(progress)) == result
+        batches = 2 * trainer.config.eval_iters
+        assert told == [(done, batches) for done in range(1, batches + 1)]
         np.testing.assert_array_equal(trainer.flat.data, before)
         trainer.model.eval()
         for call, (name, split) in enumerate((("train", DATA.train), ("val", DATA.val))):
