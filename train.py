@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from gpt.cli import Parser, add_config_options, run_script
-from gpt.config import PRESETS, Config, GPTConfig, load_preset
-from gpt.errors import UserError
+from gpt.config import PRESETS, load_preset
 
 DEFAULT_PRESET = "little-shakespeare"
 RUN_OPTIONS = ("help", "preset", "backend", "threads", "out", "resume", "overwrite")  # not of the configuration
@@ -25,9 +24,8 @@ def main() -> int:
     if args.resume:
         session = resume_session(args.out, args.preset, options, args.backend, args.threads)
     else:
-        config = load_preset(args.preset or DEFAULT_PRESET)
-        refuse_idle_options(config, options)
-        session = start_session(config.updated(options), args.out, args.overwrite, args.backend, args.threads)
+        config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
+        session = start_session(config, args.out, args.overwrite, args.backend, args.threads)
     return session.run()
 
 
@@ -47,7 +45,7 @@ def build_parser(defaults: dict) -> Parser:
         help=f"{', '.join(PRESETS)}, or a TOML file; sets the defaults below (default: {DEFAULT_PRESET})",
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this help, with PRESET's values, and exit")
-    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: numpy)")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU, or GPU (default: numpy)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
     earlier = parser.add_mutually_exclusive_group()
@@ -57,13 +55,6 @@ def build_parser(defaults: dict) -> Parser:
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
     add_config_options(parser, defaults)
     return parser
-
-
-def refuse_idle_options(config: Config, options: dict) -> None:
-    """UserError for options that a bigram table has no use for."""
-    idle = [n for n in options if n in GPTConfig.__dataclass_fields__ and n != "block_size"]
-    if config.train.model == "bigram" and idle:
-        raise UserError(f"--{idle[0].replace('_', '-')} has no effect on a bigram table: leave it out")
 
 
 if __name__ == "__main__":

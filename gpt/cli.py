@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable
 
-from gpt.config import GPTConfig, option_fields
+from gpt.config import GPTConfig, idle_keys, option_fields
 from gpt.errors import UserError
 from tensorlite import BackendError
 
@@ -64,9 +64,10 @@ def add_config_options(parser: Parser, defaults: dict) -> None:
     explicitly can be told from the preset's values, which are shown as defaults."""
     model = parser.add_argument_group("model")
     training = parser.add_argument_group("data and training")
+    idle = idle_keys(defaults.get("model", "gpt"))
     model_fields = GPTConfig.__dataclass_fields__
     for name, f in option_fields().items():
-        if not f.metadata["flag"]:
+        if not f.metadata["flag"] or name in idle:
             continue
         kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
         settings = {"default": argparse.SUPPRESS, "help": _help(f, defaults.get(name))}

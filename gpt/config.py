@@ -68,7 +68,7 @@ class TrainConfig:
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
     tokenizer: str = option("char", "symbols: the text's characters, or its UTF-8 bytes", choices=TOKENIZERS)
-    val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.0, most=0.9)
+    val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)
     micro_batch_size: int = option(0, "sequences a thread works on at a time; 0 for the whole batch", least=0)
@@ -105,19 +105,23 @@ class Config:
     train: TrainConfig
 
     def to_dict(self) -> dict:
-        """All keys with their values, without those that are None."""
+        """All keys with their values, without those that are None or mean nothing to the model."""
         flat = {f.name: getattr(half, f.name) for half in (self.gpt, self.train) for f in fields(half)}
-        return {key: value for key, value in flat.items() if value is not None}
+        idle = idle_keys(self.train.model)
+        return {key: value for key, value in flat.items() if value is not None and key not in idle}
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "Config":
         """The configuration with these keys, the rest at their defaults; `source` is named in errors."""
         return cls(GPTConfig(), TrainConfig()).updated(values, source)
 
-    def updated(self, values: dict, source: str = "the options") -> "Config":
-        """A copy with some keys changed. UserError for a key there is not, or a value that cannot be."""
-        known = option_fields()
+    def updated(self, values: dict, source: str | None = None) -> "Config":
+        """A copy with some keys changed. UserError, naming `source` if there is one, for a key that does not exist or
+        means nothing to the model, and for a value that cannot be."""
+        known, idle = option_fields(), idle_keys(self.train.model)
         for key in values:
+            if key in idle:
+                raise UserError(f"--{key.replace('_', '-')} has no effect on a {self.train.model} table: leave it out")
             if key not in known:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
@@ -129,7 +133,7 @@ class Config:
                 replace(self.train, **{k: v for k, v in values.items() if k not in model_keys}),
             )
         except UserError as error:
-            raise UserError(f"{source}: {error}") from None
+            raise UserError(f"{source}: {error}" if source else str(error)) from None
 
     def to_toml(self) -> str:
         """A TOML file that `load_preset` reads back."""
@@ -142,6 +146,11 @@ class Config:
 def option_fields() -> dict:
     """Every field of both halves by name."""
     return {f.name: f for half in (GPTConfig, TrainConfig) for f in fields(half)}
+
+
+def idle_keys(model: str) -> set[str]:
+    """The keys that this kind of model has no use for."""
+    return {f.name for f in fields(GPTConfig)} - {"vocab_size", "block_size"} if model == "bigram" else set()
 
 
 def load_preset(name: str) -> Config:

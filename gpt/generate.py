@@ -37,12 +37,12 @@ def sample_tokens(
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
-    context = _context(idx)
+    context = _context(idx)[:, -model.block_size :]
     was_training = model.training
     for step in range(max_new_tokens):
         try:
             with no_grad():
-                logits = model.eval().next_logits(context[:, -model.block_size :])
+                logits = model.eval().next_logits(context)
         finally:
             model.train(was_training)
         if temperature == 0:

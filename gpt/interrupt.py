@@ -24,5 +24,5 @@ def hold_interrupts() -> Iterator[None]:
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-    for number in came:
-        signal.raise_signal(number)
+        for number in came:  # also when the block failed: its error then becomes the context
+            signal.raise_signal(number)

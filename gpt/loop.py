@@ -58,11 +58,9 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         """Evaluate, print, log and save; the best checkpoint too if this is the best so far."""
         trainer, progress = self.trainer, self.progress
-        if self.loss is not None:
-            self._finite_loss()
         result = trainer.evaluate(self.report.evaluating)
         if not math.isfinite(result.val_loss):
-            raise self._diverged(result.val_loss)
+            raise self._diverged(f"the loss became {result.val_loss}")
         with hold_interrupts():  # or the log, the progress and the two checkpoints could disagree
             self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
             progress.evaluated_step = trainer.step
@@ -82,7 +80,7 @@ class TrainingLoop:
             "train_stderr": result.train_stderr,
             "val_loss": result.val_loss,
             "val_stderr": result.val_stderr,
-            "lr": trainer.learning_rate,
+            "lr": trainer.learning_rate(max(trainer.step - 1, 0)),  # as the norm, of the last step
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
             "tokens_per_second": rate,
             "elapsed": time.monotonic() - self.started,
@@ -90,8 +88,13 @@ class TrainingLoop:
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
     def _save_last(self) -> None:
-        if self.loss is None or math.isfinite(float(self.loss)):
-            save_checkpoint(self.folder.last, self._checkpoint(for_resume=True))
+        """Save the state to resume from; UserError instead of replacing a good one by one that has diverged."""
+        flat = self.trainer.flat
+        if self.loss is not None:
+            self._finite_loss()
+        if not math.isfinite(float(flat.backend.l2_norm(flat.data))):
+            raise self._diverged("the weights became infinite or nan")
+        save_checkpoint(self.folder.last, self._checkpoint(for_resume=True))
         self.saved = time.monotonic()
 
     def _checkpoint(self, for_resume: bool) -> Checkpoint:
@@ -110,11 +113,11 @@ class TrainingLoop:
     def _finite_loss(self) -> float:
         loss = float(self.loss)
         if not math.isfinite(loss):
-            raise self._diverged(loss)
+            raise self._diverged(f"the loss became {loss}")
         return loss
 
-    def _diverged(self, loss: float) -> UserError:
+    def _diverged(self, what: str) -> UserError:
         return UserError(
-            f"the loss became {loss} by step {self.trainer.step}: lower --learning-rate or set --grad-clip 1;"
+            f"{what} by step {self.trainer.step}: lower --learning-rate or set --grad-clip 1;"
             f" the last good state is in {self.folder.path}"
         )

@@ -36,9 +36,9 @@ class RunFolder:
                     raise UserError(f"{path} exists and is not empty: give another --out, or --resume or --overwrite")
                 if not (path / "config.toml").exists():
                     raise UserError(f"{path} is no run folder, so --overwrite leaves it alone: give another --out")
-                with_lock = cls(path)  # not while another process trains there
-                with_lock.clear()
-                return with_lock
+                folder = cls(path)  # takes the lock: not while another process trains there
+                folder.clear()
+                return folder
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the run folder {path or RUNS / name}: {error.strerror}") from None

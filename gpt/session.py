@@ -37,8 +37,8 @@ class Session:
     def run(self) -> int:
         """Train, sample, and return the exit status."""
         progress = self.checkpoint.progress if self.checkpoint else Progress()
-        self._introduce()
         interrupt_on_terminate()
+        self._introduce()
         with Trainer(self.model, self.dataset, self.config.train, self.threads) as trainer:
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)

@@ -80,11 +80,10 @@ class Trainer:
         config = self.config
         return config.batch_size * config.gradient_accumulation_steps * self.model.block_size
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next step."""
+    def learning_rate(self, step: int) -> float:
+        """The rate of step 0, 1, ..."""
         c = self.config
-        return learning_rate(self.step, c.learning_rate, c.warmup_iters, c.lr_decay_iters, c.min_lr)
+        return learning_rate(step, c.learning_rate, c.warmup_iters, c.lr_decay_iters, c.min_lr)
 
     def train_step(self):
         """One step of AdamW on one batch. (loss before the step, gradient norm before clipping): 0-d arrays that
@@ -95,7 +94,7 @@ class Trainer:
         loss = self._gradients(x, y)
         with np.errstate(all="ignore"), hold_interrupts():  # a half-done update could be neither saved nor repeated
             norm = clip_grad_norm_(self.flat, config.grad_clip)
-            self.optimizer.lr = self.learning_rate
+            self.optimizer.lr = self.learning_rate(self.step)
             self.optimizer.step(self._spread)
         return loss, norm
 

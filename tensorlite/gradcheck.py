@@ -157,7 +157,7 @@ def _analytic(fn, arrays, checked, be, rng):
         raise GradcheckError("gradcheck: the result does not depend on any of the inputs")
     if out.dtype != np.float64:
         raise GradcheckError(f"gradcheck: float64 inputs gave a result of {out.dtype}")
-    # Not contiguous and not writable, as a gradient may be: a vjp must take it as it comes.
+    # Not contiguous, as a gradient may be; writable, so that writing into it is noticed below.
     cotangent = rng.standard_normal((*out.shape, 2))[..., 0]
     sent = be.asarray(np.repeat(cotangent[..., None], 2, axis=-1))[..., 0]
     gradients = grad(out, [tensors[i] for i in checked], sent)

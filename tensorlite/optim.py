@@ -25,8 +25,8 @@ class FlatBuffer:
         self.backend = backend_of(*(p.data for p in parameters), op="FlatBuffer")
         self.data = self.zeros()
         self.grad = self.zeros()
-        self.grad_views = self.views(self.grad)
-        for p, view in zip(parameters, self.views(self.data), strict=True):
+        self.data_views, self.grad_views = self.views(self.data), self.views(self.grad)
+        for p, view in zip(parameters, self.data_views, strict=True):
             view[...] = p.data
             p.data = view
         self.bind_gradients()
@@ -45,7 +45,9 @@ class FlatBuffer:
 
     def bind_gradients(self) -> None:
         """Make every `.grad` a view of `grad` again, taking over gradients that were put elsewhere (None: zero)."""
-        for p, view in zip(self.parameters, self.grad_views, strict=True):
+        for p, data, view in zip(self.parameters, self.data_views, self.grad_views, strict=True):
+            if p.data is not data:
+                raise RuntimeError("FlatBuffer: a parameter was moved; make the optimiser after Module.to, not before")
             if p.grad is not view:
                 view[...] = 0 if p.grad is None else p.grad
                 p.grad = view
@@ -65,6 +67,10 @@ class AdamW:
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
         parameters = list(parameters)
         groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+        unknown = {key for group in groups for key in group} - {"params", "weight_decay"}
+        if unknown:
+            raise ValueError(f"AdamW: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
+        groups = [group | {"params": list(group["params"])} for group in groups]
         self.flat = FlatBuffer([p for group in groups for p in group["params"]])
         self.lr, self.betas, self.eps = lr, betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()

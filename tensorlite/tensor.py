@@ -66,6 +66,9 @@ class Tensor:
     def backward(self, gradient=None) -> None:
         """Add d self / d leaf to the `.grad` of every leaf that `self` depends on, and free the graph.
 
+        The ops kept their arrays, not copies: do not write into a tensor's data, as an optimiser's step does, between
+        the forward and the backward pass.
+
         gradient: an array of self's shape, the gradient of some scalar with respect to `self`; 1 if `self` is a
         scalar itself.
         """
@@ -104,6 +107,9 @@ class Tensor:
         if not self.shape:
             raise TypeError("len: a scalar tensor has no length")
         return self.shape[0]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))  # or a scalar would be an empty sequence
 
     def __repr__(self) -> str:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")

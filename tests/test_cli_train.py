@@ -24,7 +24,7 @@ import gpt.report
 import train as script
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.cli import run_script
-from gpt.config import PRESETS, load_preset, option_fields
+from gpt.config import PRESETS, idle_keys, load_preset, option_fields
 from gpt.errors import UserError
 from gpt.report import Reporter
 from gpt.session import resume_session
@@ -80,7 +80,7 @@ def test_help_lists_every_option_with_the_presets_value(capsys, preset):
     values = load_preset(preset or "little-shakespeare").to_dict()
     for name, f in option_fields().items():
         flag, value = "--" + name.replace("_", "-"), str(values.get(name))
-        if f.metadata["flag"]:
+        if f.metadata["flag"] and name not in idle_keys(values["model"]):
             value = {"None": "none", "True": "yes", "False": "no"}.get(value, value)
             assert re.search(
                 rf" {flag}[ ,].{{,80}}{re.escape(f.metadata['help'])} \(default: {re.escape(value)}\)", text
@@ -129,7 +129,7 @@ def test_underscores_and_negated_flags():
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--activation tanh", "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
         ("--tokenizer bpe", "tokenizer must be one of char, byte, got 'bpe'"),
-        ("--val-fraction 0", "--val-fraction must lie between 0 and 1, got 0.0"),
+        ("--val-fraction 0", "val_fraction must be at least 0.001, got 0.0"),
         ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
         (f"--n-embd {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
         (f"--n-layer {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
@@ -476,7 +476,21 @@ def test_interrupt_after_divergence_saves_nothing(session, copy, monkeypatch):
     steps = iter([(math.nan, math.nan)])
     before = (copy / "last.safetensors").read_bytes()
     monkeypatch.setattr(Trainer, "train_step", lambda _: next(steps, None) or signal.raise_signal(signal.SIGINT))
-    assert session.run() == 0
+    with pytest.raises(UserError, match="the loss became nan by step 20"):
+        session.run()
+    assert (copy / "last.safetensors").read_bytes() == before
+
+
+def test_weights_that_diverged_are_not_saved(session, copy, monkeypatch):
+    before = (copy / "last.safetensors").read_bytes()
+
+    def train_step(trainer):
+        trainer.flat.data[0] = math.nan
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(UserError, match="the weights became infinite or nan by step 20"):
+        session.run()
     assert (copy / "last.safetensors").read_bytes() == before
 
 

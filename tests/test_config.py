@@ -80,7 +80,7 @@ def test_written_presets_are_read_back(name, tmp_path):
             for text in ('"', "\\", r"C:\new\text", "a\nb\tc\r", "\0\x1f\x7f", "é €\u2028😀", "", "'''", "#")
         ),
         {"learning_rate": 1e-05, "weight_decay": 1e16, "beta2": 0.1 + 0.2},
-        {"seed": MAX_SEED, "max_iters": 0, "qkv_bias": True, "bias": False, "dropout": 1, "val_fraction": 0},
+        {"seed": MAX_SEED, "max_iters": 0, "qkv_bias": True, "bias": False, "dropout": 1, "val_fraction": 0.5},
     ],
     ids=str,
 )

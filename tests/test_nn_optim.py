@@ -395,3 +395,24 @@ def test_a_scope_holds_for_its_thread_only():
 def test_a_seed_philox_cannot_take_is_refused(seed):
     with pytest.raises(ValueError, match=f"seed must be from 0 to 2\\*\\*63 - 1, got {seed}"):
         tl.manual_seed(seed)
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, iter])
+def test_groups_take_any_iterable(wrap):
+    p = nn.Parameter(np.ones(3, np.float32))
+    p.grad = np.ones(3, np.float32)
+    AdamW([{"params": wrap([p]), "weight_decay": 0.0}], lr=0.5).step()
+    np.testing.assert_allclose(p.data, 0.5, rtol=1e-6)
+
+
+def test_group_keys_that_would_be_ignored_are_refused():
+    with pytest.raises(ValueError, match="a group sets params and weight_decay only, got lr"):
+        AdamW([{"params": [nn.Parameter(np.ones(3))], "lr": 0.1}])
+
+
+def test_parameters_moved_away_from_their_buffer_are_noticed():
+    layer = nn.Linear(2, 3)
+    optimizer = AdamW(layer.parameters())
+    layer.to(dtype=np.float64)
+    with pytest.raises(RuntimeError, match=r"make the optimiser after Module\.to"):
+        optimizer.step()

@@ -344,3 +344,16 @@ def test_devices_do_not_mix(op, fake):
 def test_an_array_of_no_known_kind_is_refused():
     with pytest.raises(TypeError, match="^here: expected an array of a known backend, got FakeArray"):
         backends.backend_of(FakeArray(), op="here")
+
+
+def test_where_selects_gradients():
+    a, b = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    tl.where(np.array([True, False]), a, b).backward(np.array([1.0, np.inf], np.float32))
+    np.testing.assert_array_equal(a.grad, [1.0, 0.0])  # and not inf * 0
+    np.testing.assert_array_equal(b.grad, [0.0, np.inf])
+
+
+def test_a_scalar_is_no_empty_sequence():
+    with pytest.raises(TypeError, match="a scalar tensor has no length"):
+        list(Tensor(3.0))
+    assert [float(x) for x in Tensor([1.0, 2.0])] == [1.0, 2.0]

@@ -119,7 +119,7 @@ def test_learning_rate_of_each_step():
     with make(learning_rate=0.4, min_lr=0.1, warmup_iters=3, lr_decay_iters=7) as trainer:
         rates = []
         for _ in range(9):
-            expected = trainer.learning_rate
+            expected = trainer.learning_rate(trainer.step)
             trainer.train_step()
             assert trainer.optimizer.lr == expected
             rates.append(expected)

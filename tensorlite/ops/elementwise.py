@@ -158,8 +158,10 @@ def where(condition, a, b) -> Tensor:
     except ValueError:
         raise ValueError(f"where: shapes {cond.shape}, {_shape(x)} and {_shape(y)} do not broadcast") from None
 
-    def vjp(gy):
-        return gy * cond, gy * ~cond
+    need_a, need_b = needs_grad(a), needs_grad(b)
+
+    def vjp(gy):  # selected and not multiplied: inf * 0 is nan
+        return be.xp.where(cond, gy, 0) if need_a else None, be.xp.where(cond, 0, gy) if need_b else None
 
     return record(out, (a, b), vjp)
 

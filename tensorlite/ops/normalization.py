@@ -26,8 +26,8 @@ def log_softmax(x, axis: int = -1) -> Tensor:
 def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """y = (x - mean) * rstd * weight + bias over the last axis (Ba et al. 2016); x (..., C), weight and bias (C,).
 
-    rstd = 1 / sqrt(variance + eps) with the biased variance. Backward keeps the
-    normalised x and rstd.
+    rstd = 1 / sqrt(variance + eps) with the biased variance. Backward keeps rstd and
+    the normalised x.
     """
     x_data, w, b = data(x), data(weight), data(bias)
     be = backend_of(x_data, w, b, op="layer_norm")
