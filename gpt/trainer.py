@@ -170,9 +170,15 @@ class Trainer:
         """`run(i, job)` for each job on the threads; the results in order. A job starts only once the result of the
         one `threads` before it has been taken."""
         pending: deque = deque()
+
+        def take():
+            with hold_interrupts():  # Ctrl-C inside the pool's code could leave a lock taken, and all would hang
+                return pending.popleft().result()
+
         for i, job in enumerate(jobs):
             if len(pending) == self.threads:
-                yield pending.popleft().result()
-            pending.append(self._pool.submit(run, i, job))
+                yield take()
+            with hold_interrupts():
+                pending.append(self._pool.submit(run, i, job))
         while pending:
-            yield pending.popleft().result()
+            yield take()

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,6 +291,22 @@ def test_in_a_thread_the_handlers_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_interrupt_waits_while_the_pool_is_at_work(monkeypatch):
+    """In the middle of the pool's own code it could leave a lock taken, for which the threads would wait for ever."""
+    ended = []
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        ended.append(args)
+
+    with make() as trainer:
+        for submit in (interrupted, lambda *_: SimpleNamespace(result=interrupted)):
+            monkeypatch.setattr(trainer._pool, "submit", submit)
+            with pytest.raises(KeyboardInterrupt):
+                next(trainer._in_order(len, "a"))
+    assert ended == [(len, 0, "a"), ()]
 
 
 def test_interrupted_step_is_done_whole(monkeypatch):
