@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import io
 import math
 import os
 import pty
@@ -542,6 +543,13 @@ def test_bar_on_a_terminal(cwd):
     assert b"train loss" not in shown
     assert "step 0: train loss" in out
     assert AGAIN.search(out)
+
+
+def test_line_is_out_at_once(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
+    Reporter(0, 1).line("step 0")
+    assert raw.getvalue() == b"step 0\n"
 
 
 def test_plain_lines_elsewhere(monkeypatch, capsys):
