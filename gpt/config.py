@@ -6,6 +6,7 @@ Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the
 import difflib
 import json
 import math
+import reprlib
 import tomllib
 import types
 from dataclasses import dataclass, field, fields, replace
@@ -166,7 +167,7 @@ def load_preset(name: str) -> Config:
         raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a TOML file")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for numbers too long and nesting too deep
         raise UserError(f"{name} is not a valid TOML file: {error}") from None
     return Config.from_dict({"preset": name} | values, source=name)
 
@@ -176,11 +177,11 @@ def check_fields(config) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
-        if float in kinds and type(value) is int:
+        if float in kinds and type(value) is int and abs(value) < 2**63:
             value = float(value)
             object.__setattr__(config, f.name, value)
         if type(value) not in kinds:
-            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {value!r}")
+            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {reprlib.repr(value)}")
         _check_range(f, value)
 
 
@@ -196,3 +197,5 @@ def _check_range(f, value) -> None:
         raise UserError(f"{f.name} must be at least {least}, got {value}")
     if most is not None and value > most:
         raise UserError(f"{f.name} must be at most {most}, got {value}")
+    if isinstance(value, int) and value >= 2**63:
+        raise UserError(f"{f.name} must be less than 2**63, got a larger number")

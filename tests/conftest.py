@@ -1,7 +1,12 @@
 """Fixtures for every test: the backends, and a check that no test leaves a global state behind."""
 
-import pytest
+import shutil
+from pathlib import Path
 
+import pytest
+from scripts import NOWHERE, train
+
+import gpt.data
 from tensorlite import BackendError, get_backend, manual_seed, random
 from tensorlite.autograd import mode
 
@@ -25,3 +30,28 @@ def no_leaks():
     manual_seed(0)
     assert recording, "the test left gradients switched off"
     assert not hasattr(scope, "outer"), "the test left a random scope open"
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch) -> Path:
+    """An empty folder to be in, without a cache or a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", NOWHERE)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The folder in which a tiny run of 20 steps, with dropout, went undisturbed into run/."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "stdout").write_text(train(folder, "--out", "run").stdout)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, cwd) -> Path:
+    """A copy of it to play with, as the current folder."""
+    shutil.copytree(finished, cwd, dirs_exist_ok=True)
+    return cwd / "run"

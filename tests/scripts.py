@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ TEXT = "".join(f"{i * i} is the square of {i},\n" for i in range(120))  # its ch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, whose children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 NOWHERE = "http://127.0.0.1:9"  # no server listens here: a download fails at once
+LONG = [*TINY, "--max-iters=1000000", "--eval-interval=20", "--out=run"]
+RUN = {"config.toml", "log.jsonl", "best.safetensors", "last.safetensors", "sample.txt", ".lock"}
+AGAIN = re.compile(r"stopped and saved after step (\d+); go on with: python train.py --resume --out run\n")
 LOG_KEYS = ["step", "train_loss", "train_stderr", "val_loss", "val_stderr", "lr", "grad_norm", "tokens_per_second"]
 LOG_KEYS += ["elapsed"]
 
@@ -93,3 +97,16 @@ def assert_same_run(a: Path, b: Path) -> None:
     common = ours.keys() & theirs.keys()
     assert {0, one.progress.step} <= common
     assert {step: ours[step] for step in common} == {step: theirs[step] for step in common}
+
+
+def wait_for(process, said: str) -> None:
+    """Read the process's output up to a line that has `said` in it."""
+    for line in process.stdout:
+        if said in line:
+            return
+    raise AssertionError(f"the process ended without saying {said!r}: {process.stderr.read()}")
+
+
+def start_long(cwd: Path, **options):
+    (cwd / "text.txt").write_text(TEXT)
+    return start("train.py", *LONG, cwd=cwd, **options)

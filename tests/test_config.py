@@ -146,6 +146,11 @@ def test_a_preset_there_is_not_is_explained():
         ({"dropout": -0.1}, "dropout must be at least 0.0, got -0.1"),
         ({"dropout": 1.1}, "dropout must be at most 1.0, got 1.1"),
         ({"val_fraction": 1}, "val_fraction must be at most 0.9, got 1.0"),
+        (
+            {"learning_rate": 10**400},
+            "learning_rate must be of type float, got 100000000000000000...0000000000000000000",
+        ),
+        ({"warmup_iters": 10**400}, "warmup_iters must be less than 2**63, got a larger number"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_iters": -1}, "max_iters must be at least 0, got -1"),
         ({"beta2": 1.0}, "beta2 must be at most 0.9999999, got 1.0"),
