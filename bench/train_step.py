@@ -99,7 +99,7 @@ def print_row(row: dict) -> None:
     print(
         f"{row['preset']}, dropout {row['dropout']}, {row['threads']} threads, against {row['rival']}\n"
         f"  step      ours {row['ours_ms']:9.2f} ms   torch {row['torch_ms']:9.2f} ms   "
-        f"{row['ratio']:.2f}x faster (rounds: {min(row['ratios']):.2f} to {max(row['ratios']):.2f})\n"
+        f"{row['ratio']:.2f}x its speed (rounds: {min(row['ratios']):.2f} to {max(row['ratios']):.2f})\n"
         f"  memory    ours {row['ours_mb']:9.0f} MB   torch {row['torch_mb']:9.0f} MB   "
         f"{row['ours_mb'] / row['torch_mb']:.2f} of torch's\n"
         f"  floor     {row['floor_ms']:.2f} ms for the products alone: {row['floor_share']:.0%} of our step",
