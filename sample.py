@@ -29,7 +29,7 @@ def main() -> int:
     get_backend(args.backend)
     path = find_checkpoint(args.model)
     checkpoint = load_checkpoint(path)
-    model = checkpoint.build_model().to(args.backend).eval()
+    model = checkpoint.build_model().to(args.backend)
     prompt = read_prompt(args)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output

@@ -120,13 +120,14 @@ class Config:
         """A copy with some keys changed. UserError, naming `source` if there is one, for a key that does not exist or
         means nothing to the model, and for a value that cannot be."""
         known, idle = option_fields(), idle_keys(self.train.model)
+        prefix = f"{source}: " if source else ""
         for key in values:
             if key in idle:
                 raise UserError(f"--{key.replace('_', '-')} has no effect on a {self.train.model} table: leave it out")
             if key not in known:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
-                raise UserError(f"{source}: unknown key {key!r}{hint}")
+                raise UserError(f"{prefix}unknown key {key!r}{hint}")
         model_keys = {f.name for f in fields(GPTConfig)}
         try:
             return Config(
@@ -134,7 +135,7 @@ class Config:
                 replace(self.train, **{k: v for k, v in values.items() if k not in model_keys}),
             )
         except UserError as error:
-            raise UserError(f"{source}: {error}" if source else str(error)) from None
+            raise UserError(f"{prefix}{error}") from None
 
     def to_toml(self) -> str:
         """A TOML file that `load_preset` reads back."""

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from gpt.errors import UserError
 
 
-def atomic_write(path: str | os.PathLike, write: Callable[[Path], None] | bytes | str) -> None:
-    """Replace `path` by bytes, a str (as UTF-8, newlines kept) or the file that `write(temporary)` creates.
+def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
+    """Replace `path` by bytes, or by a str as UTF-8 with its newlines kept.
 
     The content goes to `.NAME.PID.tmp` in the same folder, reaches the disk, and is renamed. On any failure,
     Ctrl-C included, the temporary file is removed and the old one stays; an OSError becomes a UserError.
@@ -23,11 +22,9 @@ def atomic_write(path: str | os.PathLike, write: Callable[[Path], None] | bytes 
             untouched = "; the previous file is untouched"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            if callable(write):
-                write(temporary)
-            else:
-                temporary.write_bytes(write.encode() if isinstance(write, str) else write)
-            with temporary.open("rb+") as file:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
                 os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
             temporary.replace(target)
         except BaseException:

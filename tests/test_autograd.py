@@ -310,20 +310,23 @@ def test_backward_frees_the_graph_although_the_loss_lives(no_gc):
     assert loss.node.parents == ()
 
 
+def probe(t, refs, seen):
+    """t itself; when its gradient arrives, `seen` is told how many of `refs` are alive."""
+
+    def vjp(gy):
+        seen.append(alive(refs))
+        return (gy,)
+
+    return record(t.data * 1, (t,), vjp)
+
+
 def test_activations_are_freed_during_backward(no_gc):
     """When the gradient arrives at layer k, layers above k are gone."""
     x, refs, seen = leaf(1.0, 2.0), [], []
 
-    def probe(t):
-        def vjp(gy):
-            seen.append(alive(refs))
-            return (gy,)
-
-        return record(t.data * 1, (t,), vjp)
-
     y = x
     for _ in range(6):
-        y = layers(probe(y), 1, refs)
+        y = layers(probe(y, refs, seen), 1, refs)
     y = y.sum()
     y.backward()
     assert seen == [5, 4, 3, 2, 1, 0]
@@ -333,13 +336,6 @@ def test_gradients_on_the_way_are_freed_too(no_gc):
     """The terms of a sum of gradients are gone when the sum is passed on."""
     x, refs, seen = leaf(1.0, 2.0), [], []
 
-    def probe(t):
-        def vjp(gy):
-            seen.append(alive(refs))
-            return (gy,)
-
-        return record(t.data * 1, (t,), vjp)
-
     def double(t):
         def vjp(gy):
             g = gy * 2
@@ -348,7 +344,7 @@ def test_gradients_on_the_way_are_freed_too(no_gc):
 
         return record(t.data * 2, (t,), vjp)
 
-    y = probe(x)
+    y = probe(x, refs, seen)
     (double(y) + double(y)).sum().backward()
     assert (len(refs), seen) == (2, [0])
 
