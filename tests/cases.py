@@ -372,7 +372,8 @@ def attention_twin(q, k, v, causal=False, dropout=0.0, scale=None):
         scores = scores + like(np.where(np.tri(T, S, S - T), 0.0, -np.inf), scores)
     probs = scores.softmax(-1)
     if dropout:
-        probs = probs * like(kept(dropout, *probs.shape), probs)
+        keys_down = (*probs.shape[:-2], *probs.shape[:-3:-1])
+        probs = probs * like(kept(dropout, *keys_down).swapaxes(-1, -2), probs)
     return probs @ v
 
 
@@ -398,6 +399,8 @@ ATTENTIONS = (
     ("empty batch", (0, 2), (3, 3, 2, 2), {"causal": True}),
     ("dropout", (2, 3), (4, 4, 5, 5), {"dropout": 0.3}),
     ("dropout, causal, last queries", (2, 2), (3, 5, 2, 4), {"dropout": 0.5, "causal": True}),
+    ("causal, two blocks of queries", (1,), (40, 40, 1, 2), {"causal": True}),
+    ("causal, two blocks of queries, dropout", (), (40, 43, 2, 1), {"dropout": 0.3, "causal": True}),
 )
 for name, lead, (T, S, D, E), how in ATTENTIONS:
     case(

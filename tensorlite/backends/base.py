@@ -196,8 +196,8 @@ class Backend:
         """(y, saved) of y = dropout(softmax(q @ k.T * scale)) @ v.
 
         q (..., T, D); k (..., S, D); v (..., S, E); y (..., T, E), written into `out` if given.
-        causal: query t sees keys 0 .. t + S - T. keep: dropout's booleans (..., T, S), or None.
-        saved: what attention_vjp needs beside its other arguments; here the probabilities before dropout.
+        causal: query t sees keys 0 .. t + S - T. keep: dropout's booleans (..., S, T), or None.
+        saved: what attention_vjp needs beside its other arguments; here the probabilities, before and after dropout.
         """
         probs = self.gemm(q, k, trans_b=True)
         probs *= scale
@@ -206,26 +206,24 @@ class Backend:
         probs -= probs.max(axis=-1, keepdims=True)
         self.xp.exp(probs, out=probs)
         probs /= probs.sum(axis=-1, keepdims=True)
-        return self.gemm(self._dropped(probs, keep, keep_scale), v, out=out), probs
+        dropped = probs
+        if keep is not None:
+            dropped = probs * keep.swapaxes(-1, -2)
+            dropped *= keep_scale
+        return self.gemm(dropped, v, out=out), (probs, dropped)
 
-    def attention_vjp(self, gy, q, k, v, probs, scale: float, keep, keep_scale: float, out=(None, None, None)):
+    def attention_vjp(self, gy, q, k, v, saved, scale: float, keep_scale: float, out=(None, None, None)):
         """gq, gk, gv, written into the three arrays of `out` if given.
 
-        With D = dropout(P) and P = softmax(S), S = q @ k.T * scale:
-        gv = D.T @ gy, gD = gy @ v.T, gS = P * (gP - sum(gP * P)), gq = gS @ k * scale, gk = gS.T @ q * scale."""
-        gq, gk, gv = out
-        gv = self.gemm(self._dropped(probs, keep, keep_scale), gy, trans_a=True, out=gv)
-        gprobs = self._dropped(self.gemm(gy, v, trans_b=True), keep, keep_scale)
-        gscores = self.softmax_vjp(gprobs, probs)
+        With P = softmax(S), S = q @ k.T * scale, and D = dropout(P):
+        gD = gy @ v.T, gv = D.T @ gy, gS = gD * D - P * sum(gD * D), gq = gS @ k * scale, gk = gS.T @ q * scale."""
+        (probs, dropped), (gq, gk, gv) = saved, out
+        gv = self.gemm(dropped, gy, trans_a=True, out=gv)
+        gscores = self.gemm(gy, v, trans_b=True)
+        gscores *= dropped
+        gscores -= probs * gscores.sum(axis=-1, keepdims=True)
         gscores *= scale
         return self.gemm(gscores, k, out=gq), self.gemm(gscores, q, trans_a=True, out=gk), gv
-
-    def _dropped(self, x, keep, keep_scale):
-        if keep is None:
-            return x
-        x = x * keep
-        x *= keep_scale
-        return x
 
     def _future(self, n_queries: int, n_keys: int, dtype):
         """(T, S): -inf where a query would see a later key, else 0; the last query sees the last key."""

@@ -23,11 +23,11 @@ def scaled_dot_product_attention(
     be = backend_of(q_data, k_data, v_data, op="scaled_dot_product_attention")
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
     scale = 1.0 / math.sqrt(q_data.shape[-1]) if scale is None else scale
-    keep, keep_scale = _draw(be, (*q_data.shape[:-1], k_data.shape[-2]), dropout)
+    keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout)
     y, saved = be.attention(q_data, k_data, v_data, causal, scale, keep, keep_scale)
 
     def vjp(gy):
-        return be.attention_vjp(gy, q_data, k_data, v_data, saved, scale, keep, keep_scale)
+        return be.attention_vjp(gy, q_data, k_data, v_data, saved, scale, keep_scale)
 
     return record(y, (q, k, v), vjp)
 
@@ -55,7 +55,7 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
 
     def vjp(gy):
         gx = be.xp.empty((B, T, 3 * C), gy.dtype)
-        be.attention_vjp(heads(gy)[0], q, k, v, saved, scale, keep, keep_scale, out=tuple(heads(gx)))
+        be.attention_vjp(heads(gy)[0], q, k, v, saved, scale, keep_scale, out=tuple(heads(gx)))
         return (gx,)
 
     return record(y, (qkv,), vjp)
