@@ -1,15 +1,13 @@
 """The training step and the evaluation.
 
-A batch is cut into micro-batches, which a few threads run forward and backward, each with BLAS held to one thread.
+A batch is cut into micro-batches, which a few workers run forward and backward, each with BLAS held to one thread.
 NumPy's element-wise work then runs in parallel, and the arrays of a micro-batch fit the caches. The gradients of
-the micro-batches are summed in their order, so the numbers do not depend on how many threads there were; gradient
+the micro-batches are added up in their order, so the numbers do not depend on how many workers there were; gradient
 accumulation is nothing but more micro-batches.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +15,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset, Split, random_blocks
+from gpt.data import Dataset, random_blocks
 from gpt.errors import UserError
 from gpt.interrupt import hold_interrupts
 from gpt.language_model import LanguageModel
+from gpt.workers import Worker, Workers
 from tensorlite import grad, no_grad, random
 from tensorlite.optim import AdamW, clip_grad_norm_, decay_groups, learning_rate
 
@@ -36,10 +35,12 @@ class Evaluation:
 
 
 class Trainer:
-    """Trains `model` on `dataset` as `config` says. A context manager: it holds threads and BLAS's limits.
+    """Trains `model` on `dataset` as `config` says. A context manager: it holds workers and BLAS's limits.
+
+    threads: how many cores to use.
 
     Every batch and mask is a function of (config.seed, step), so a trainer whose parameters, moments and `step` are
-    restored goes on exactly as the one that was stopped would have.
+    restored goes on exactly as the one that was stopped would have. The workers need to be told nothing but the step.
     """
 
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig, threads: int = 1):
@@ -48,17 +49,19 @@ class Trainer:
             decay_groups(model.parameters(), config.weight_decay), betas=(config.beta1, config.beta2)
         )
         self.flat = self.optimizer.flat
-        self._buffers: list[list] = []  # gradients of the micro-batches under way, made when first needed
+        zeros, dtype = self.flat.backend.shared_zeros, self.flat.data.dtype
+        self._micro_losses = zeros(len(self._micro_batches(self.rows_per_step)), dtype)
+        self._eval_losses = zeros(2 * config.eval_iters, dtype)
 
     def __enter__(self) -> "Trainer":
         self.flat.backend.tune_allocator()
         self._blas_limit = threadpool_limits(1, user_api="blas")
-        # A diverging loss is for the caller to report; NumPy's warnings on the way there say nothing more.
-        self._pool = ThreadPoolExecutor(self.threads, initializer=partial(np.seterr, all="ignore"))
+        jobs = {"gradients": self._add_gradients, "update": self._update, "evaluate": self._evaluate}
+        self._workers = Workers(self.threads, jobs)
         return self
 
     def __exit__(self, *exc) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._workers.close()
         self._blas_limit.restore_original_limits()
 
     def restore(self, moments: dict, step: int) -> None:
@@ -76,9 +79,12 @@ class Trainer:
         return self.optimizer.steps
 
     @property
+    def rows_per_step(self) -> int:
+        return self.config.batch_size * self.config.gradient_accumulation_steps
+
+    @property
     def tokens_per_step(self) -> int:
-        config = self.config
-        return config.batch_size * config.gradient_accumulation_steps * self.model.block_size
+        return self.rows_per_step * self.model.block_size
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, ..."""
@@ -88,97 +94,83 @@ class Trainer:
     def train_step(self):
         """One step of AdamW on one batch. (loss before the step, gradient norm before clipping): 0-d arrays that
         are not read back from the device."""
-        config = self.config
-        rng = random.generator(config.seed, random.BATCHES, self.step)
-        x, y = random_blocks(self.dataset.train, config.batch_size * config.gradient_accumulation_steps, rng)
-        loss = self._gradients(x, y)
+        optimizer = self.optimizer
+        self._workers.run("gradients", self.step)
         with np.errstate(all="ignore"), hold_interrupts():  # a half-done update could be neither saved nor repeated
-            norm = clip_grad_norm_(self.flat, config.grad_clip)
-            self.optimizer.lr = self.learning_rate(self.step)
-            self.optimizer.step(self._spread)
+            loss = self._micro_losses.sum()
+            norm = clip_grad_norm_(self.flat, self.config.grad_clip)
+            optimizer.lr = self.learning_rate(self.step)
+            self._workers.run("update", self.step)
+            optimizer.steps += 1
         return loss, norm
-
-    def _gradients(self, x, y):
-        """Put the gradient of the mean loss over (x, y) into `flat.grad`; returns the loss."""
-        parameters, parts = self.flat.parameters, self._micro_batches(len(x))
-        buffers = self._gradient_buffers(min(self.threads, len(parts) - 1))
-
-        def run(i: int, rows: slice):
-            # The first micro-batch writes into the sum itself. By the time a buffer is used again, it was added.
-            views = buffers[i % len(buffers)][1] if i else self.flat.grad_views
-            share = (rows.stop - rows.start) / len(x)
-            with random.scope(self.config.seed, step=self.step, first_row=rows.start):
-                loss = self.model(x[rows], y[rows])[1] * share
-                grad(loss, parameters, out=views)
-            return loss.data
-
-        total = 0.0
-        for i, loss in enumerate(self._in_order(run, parts)):
-            total = total + loss
-            if i:
-                self.flat.grad += buffers[i % len(buffers)][0]
-        return total
-
-    def _gradient_buffers(self, count: int) -> list:
-        """`count` pairs of a flat array and its views, of the parameters' layout."""
-        while len(self._buffers) < count:
-            flat = self.flat.zeros()
-            self._buffers.append((flat, self.flat.views(flat)))
-        return self._buffers[:count]
 
     def evaluate(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
         """Losses over the same batches each time, from a stream of their own, in eval mode. `tell(done, total)` hears
         how many batches are done."""
-        self.model.eval()
         try:
-            train = self._split_loss(0, self.dataset.train, tell)
-            return Evaluation(*train, *self._split_loss(1, self.dataset.val, tell))
+            self._workers.run("evaluate", tell=tell)
         finally:
             self.model.train()
+        losses = self.flat.backend.to_numpy(self._eval_losses).astype(np.float64).reshape(2, -1)
+        n = losses.shape[1]
+        stderr = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.full(2, math.nan)
+        (train, val), (train_stderr, val_stderr) = losses.mean(axis=1), stderr
+        return Evaluation(float(train), float(train_stderr), float(val), float(val_stderr))
 
-    def _split_loss(self, index: int, split: Split, tell: Callable) -> tuple[float, float]:
-        """(mean, standard error of the mean) over eval_iters batches; `index` tells the splits' batches apart."""
+    # -- the workers' jobs; a diverging loss is for the caller to report, NumPy's warnings on the way say no more --
+
+    @np.errstate(all="ignore")
+    def _add_gradients(self, worker: Worker, step: int) -> None:
+        """Put the gradient of the mean loss over the batch of step `step` into `flat.grad`, and each micro-batch's part
+        of the loss into `_micro_losses`."""
         config = self.config
-        losses = np.empty(config.eval_iters)
+        if not self.model.training:  # since the last evaluation; each process has a mode of its own
+            self.model.train()
+        rng = random.generator(config.seed, random.BATCHES, step)
+        x, y = random_blocks(self.dataset.train, self.rows_per_step, rng)
+        parts = self._micro_batches(len(x))
+        for i in worker.share(range(len(parts))):
+            rows = parts[i]
+            add = partial(self._add_gradient, worker, first=i == 0, last=i == len(parts) - 1)
+            with random.scope(config.seed, step=step, first_row=rows.start):
+                loss = self.model(x[rows], y[rows])[1] * ((rows.stop - rows.start) / len(x))
+                grad(loss, self.flat.parameters, deposit=add)
+            self._micro_losses[i] = loss.data
 
-        def batch_loss(i: int, _) -> float:
-            rng = random.generator(config.seed, random.EVALUATION, step=i, call=index)
-            x, y = random_blocks(split, config.batch_size, rng)
+    def _add_gradient(self, worker: Worker, k: int, g, first: bool, last: bool) -> None:
+        """Add a micro-batch's gradient of parameter k to the sum, once the micro-batch before it has added its own."""
+        total = self.flat.grad_views[k]
+        if first:
+            total[...] = 0.0 if g is None else g
+        else:
+            worker.wait_turn()
+            if g is not None:
+                total += g
+        if not last:
+            worker.pass_turn()
+
+    @np.errstate(all="ignore")
+    def _update(self, worker: Worker, step: int) -> None:
+        """AdamW on this worker's share of the parameters."""
+        self.optimizer.update(worker.share(self.optimizer.pieces), step + 1, self.learning_rate(step))
+
+    @np.errstate(all="ignore")
+    def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:
+        """The losses of this worker's share of the evaluation batches, first those of the training split, then those
+        of the validation split."""
+        config, total = self.config, len(self._eval_losses)
+        self.model.eval()
+        for i in worker.share(range(total)):
+            split, k = divmod(i, config.eval_iters)
+            rng = random.generator(config.seed, random.EVALUATION, step=k, call=split)
+            x, y = random_blocks((self.dataset.train, self.dataset.val)[split], config.batch_size, rng)
             with no_grad():
-                return sum(
-                    self.model(x[rows], y[rows])[1].item() * (rows.stop - rows.start)
+                self._eval_losses[i] = sum(
+                    self.model(x[rows], y[rows])[1].data * ((rows.stop - rows.start) / len(x))
                     for rows in self._micro_batches(len(x))
-                ) / len(x)
-
-        for i, loss in enumerate(self._in_order(batch_loss, range(config.eval_iters))):
-            losses[i] = loss
-            tell(index * config.eval_iters + i + 1, 2 * config.eval_iters)
-        stderr = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        return float(losses.mean()), float(stderr)
+                )
+            tell(min(i + worker.count, total), total)
 
     def _micro_batches(self, rows: int) -> list[slice]:
         size = self.config.micro_batch_size or self.config.batch_size
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-    def _spread(self, run: Callable, items: list) -> Iterator:
-        """`run` on each item, each thread taking its share of them."""
-        return self._pool.map(
-            lambda share: [run(i) for i in share], [items[k :: self.threads] for k in range(self.threads)]
-        )
-
-    def _in_order(self, run: Callable, jobs) -> Iterator:
-        """`run(i, job)` for each job on the threads; the results in order. A job starts only once the result of the
-        one `threads` before it has been taken."""
-        pending: deque = deque()
-
-        def take():
-            with hold_interrupts():  # Ctrl-C inside the pool's code could leave a lock taken, and all would hang
-                return pending.popleft().result()
-
-        for i, job in enumerate(jobs):
-            if len(pending) == self.threads:
-                yield take()
-            with hold_interrupts():
-                pending.append(self._pool.submit(run, i, job))
-        while pending:
-            yield take()

@@ -32,8 +32,8 @@ class FlatBuffer:
         self.bind_gradients()
 
     def zeros(self):
-        """A fresh flat array of the parameters' total size and dtype."""
-        return self.backend.xp.zeros(sum(p.size for p in self.parameters), self.parameters[0].dtype)
+        """A fresh flat array of the parameters' total size and dtype, which forked processes share."""
+        return self.backend.shared_zeros(sum(p.size for p in self.parameters), self.parameters[0].dtype)
 
     def views(self, flat) -> list:
         """The pieces of a flat array that belong to the parameters, in their shapes."""
@@ -75,33 +75,30 @@ class AdamW:
         self.lr, self.betas, self.eps = lr, betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
         self.steps = 0
-        self._pieces, stop = [], 0  # (slice of the flat arrays, decay)
+        self.pieces, stop = [], 0  # (slice of the flat arrays, its decay)
         for group in groups:
             start, stop = stop, stop + sum(p.size for p in group["params"])
             size = self.flat.backend.chunk_size or max(1, stop - start)
             decay = group.get("weight_decay", weight_decay)
-            self._pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
+            self.pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
 
     def zero_grad(self) -> None:
         self.flat.bind_gradients()
         self.flat.grad.fill(0)
 
-    def step(self, run=map) -> None:
-        """Update every parameter from its gradient. `run(function, pieces)` calls the function on each piece; `map`, or
-        something that spreads the pieces over threads."""
-        flat = self.flat
-        flat.bind_gradients()
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        self.flat.bind_gradients()
         self.steps += 1
+        self.update(self.pieces, self.steps, self.lr)
 
-        def update(piece) -> None:
-            part, decay = piece
+    def update(self, pieces: list, step: int, lr: float) -> None:
+        """Step number `step`, from 1 on, of these of the `pieces` alone: workers may each do some at the same time."""
+        flat = self.flat
+        for part, decay in pieces:
             flat.backend.adamw_step(
-                flat.data[part], flat.grad[part], self.m[part], self.v[part],
-                self.steps, self.lr, self.betas, self.eps, decay,
-            )  # fmt: skip
-
-        for _ in run(update, self._pieces):
-            pass
+                flat.data[part], flat.grad[part], self.m[part], self.v[part], step, lr, self.betas, self.eps, decay
+            )
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:

@@ -143,32 +143,39 @@ def needs_grad(*inputs) -> bool:
     return autograd.mode.recording and any(isinstance(p, Tensor) and p.node is not None for p in inputs)
 
 
-def grad(output: Tensor, inputs, gradient=None, out=None) -> list:
-    """The gradients of `output` with respect to the leaves `inputs`, without touching any `.grad`.
+def grad(output: Tensor, inputs, gradient=None, deposit=None) -> list | None:
+    """The gradients of `output` with respect to the leaves `inputs`, without touching any `.grad`: a list of arrays.
 
     gradient: as in `Tensor.backward`.
-    out: arrays of the inputs' shapes to write into (overwritten, also with zeros); fresh ones if None.
+    deposit: instead of making the list, call deposit(i, g) once for each input, as soon as its gradient g is known, an
+        array that must not be written into, or None where `output` does not depend on it. The same graph gives the
+        same order.
 
     Threads may call this at the same time on graphs that share leaves.
     """
     inputs = list(inputs)
     if not all(isinstance(x, Tensor) and x.requires_grad and x.is_leaf for x in inputs):
         raise ValueError("grad: every input must be a leaf tensor that requires grad")
-    if out is None:
-        out = [backend_of(x.data).xp.empty_like(x.data) for x in inputs]
-    place = {x.node: array for x, array in zip(inputs, out, strict=True)}
-    missing = set(place)
+    index = {x.node: i for i, x in enumerate(inputs)}
+    if len(index) != len(inputs):
+        raise ValueError("grad: an input is given twice")
+    grads = None
+    if deposit is None:
+        grads = [backend_of(x.data).xp.zeros_like(x.data) for x in inputs]
 
-    def deposit(node, g, owned):
-        if node in missing:
-            missing.remove(node)
-            place[node][...] = g
+        def deposit(i, g):
+            if g is not None:
+                grads[i][...] = g
+
+    def give(node, g, owned):
+        if node in index:
+            deposit(index.pop(node), g)
 
     root, gy = _start(output, gradient)
-    autograd.backpropagate(root, gy, deposit)
-    for node in missing:
-        place[node][...] = 0
-    return out
+    autograd.backpropagate(root, gy, give)
+    for i in index.values():
+        deposit(i, None)
+    return grads
 
 
 def _start(output: Tensor, gradient):

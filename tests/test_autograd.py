@@ -216,12 +216,20 @@ def test_grad_touches_no_grad():
     assert x.grad is y.grad is unused.grad is None
 
 
-def test_grad_overwrites_out():
-    x, unused = leaf(1.0, 2.0), leaf(5.0)
-    out = [np.full(2, np.nan), np.full(1, np.nan)]
-    assert grad(x * x, [x, unused], gradient=[1.0, 10.0], out=out) is out
-    assert_close(out[0], [2.0, 40.0])
-    assert_close(out[1], [0.0])
+def test_grad_deposits_each_gradient_as_it_is_known():
+    x, y, unused = leaf(1.0, 2.0), leaf(3.0, 4.0), leaf(5.0)
+    deposited = []
+    assert grad(x * x * y, [unused, x, y], [1.0, 10.0], lambda i, g: deposited.append((i, g))) is None
+    assert [i for i, _ in deposited] == [2, 1, 0]
+    assert_close(deposited[0][1], [1.0, 40.0])
+    assert_close(deposited[1][1], [6.0, 160.0])
+    assert deposited[2][1] is None
+
+
+def test_grad_of_one_input_twice():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(ValueError, match="twice"):
+        grad(x.sum(), [x, x])
 
 
 def test_threads_share_leaves():

@@ -101,7 +101,8 @@ def test_ten_steps_of_training(shape, dtype):
     for step, rate in enumerate(rates):
         x, y = batch(seed=step)
         loss = model(x, y)[1]
-        grad(loss, optimizer.flat.parameters, out=optimizer.flat.grad_views)
+        optimizer.zero_grad()
+        loss.backward()
         norms.append(float(clip_grad_norm_(optimizer.flat, 1.0)))
         optimizer.lr = learning_rate(step, 0.01, warmup=3, decay=8, minimum=0.001)
         optimizer.step()
@@ -322,6 +323,7 @@ def test_bigram_learns_the_counts():
     optimizer = AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     for _ in range(300):
         loss = model(x, y)[1]
-        grad(loss, optimizer.flat.parameters, out=optimizer.flat.grad_views)
+        optimizer.zero_grad()
+        loss.backward()
         optimizer.step()
     assert 0 < loss.item() - optimum < 0.01

@@ -4,12 +4,13 @@ import math
 import os
 import signal
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_workers import needs_fork
 
 import gpt.trainer
+import gpt.workers
 from gpt.config import GPTConfig, TrainConfig
 from gpt.data import Text, make_dataset, random_blocks
 from gpt.interrupt import hold_interrupts, interrupt_on_terminate
@@ -52,9 +53,11 @@ def first_gradient(**options) -> np.ndarray:
 # --- what the numbers depend on ---
 
 
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=needs_fork)])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
-def test_same_bits_for_any_number_of_threads_and_evaluations(dropout, micro_batch_size):
+def test_same_bits_for_any_number_of_threads_and_evaluations(dropout, micro_batch_size, processes, monkeypatch):
+    monkeypatch.setattr(gpt.workers, "PROCESSES", processes)
     options = {"dropout": dropout, "micro_batch_size": micro_batch_size, "batch_size": 7, "grad_clip": 0.5}
     expected = trained(threads=1, **options)
     for threads, evaluate_every in ((2, 0), (3, 2), (8, 1), (1, 1)):
@@ -155,7 +158,7 @@ def test_evaluation_is_the_mean_over_fixed_batches_with_its_standard_error():
         told = []
         assert trainer.evaluate(lambda *progress: told.append(progress)) == result
         batches = 2 * trainer.config.eval_iters
-        assert told == [(done, batches) for done in range(1, batches + 1)]
+        assert told == [(3, batches), (6, batches)]  # by threes, as there are three workers
         np.testing.assert_array_equal(trainer.flat.data, before)
         trainer.model.eval()
         for call, (name, split) in enumerate((("train", DATA.train), ("val", DATA.val))):
@@ -190,48 +193,6 @@ def test_training_mode_comes_back(monkeypatch):
             trainer.evaluate()
         assert all(m.training for m in trainer.model.modules())
     assert False in modes
-
-
-# --- threads ---
-
-
-def test_results_come_in_order_even_if_the_jobs_end_out_of_order():
-    last_ran, ended = threading.Event(), []
-
-    def job(i, name):
-        if i == 2:
-            last_ran.set()
-        assert last_ran.wait(10)  # so jobs 0 and 1 end after job 2 has begun
-        ended.append(i)
-        return name * 2
-
-    with make(threads=3) as trainer:
-        assert list(trainer._in_order(job, "abcdef")) == ["aa", "bb", "cc", "dd", "ee", "ff"]
-    assert sorted(ended) == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_job_waits_until_an_earlier_result_has_been_taken():
-    started = []
-    with make(threads=2) as trainer:
-        results = trainer._in_order(lambda i, _: started.append(i), range(5))
-        next(results)
-        assert max(started, default=0) <= 1
-        assert len(list(results)) == 4
-    assert sorted(started) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_exception_in_a_job_is_passed_on(threads):
-    def job(i, _):
-        if i == 1:
-            raise ZeroDivisionError(f"job {i}")
-        return i
-
-    with make(threads=threads) as trainer:
-        results = trainer._in_order(job, range(5))
-        assert next(results) == 0
-        with pytest.raises(ZeroDivisionError, match="job 1"):
-            list(results)
 
 
 # --- interrupts ---
@@ -293,26 +254,10 @@ def test_in_a_thread_the_handlers_are_left_alone():
     assert seen == [signal.getsignal(signal.SIGINT)]
 
 
-def test_interrupt_waits_while_the_pool_is_at_work(monkeypatch):
-    """In the middle of the pool's own code it could leave a lock taken, for which the threads would wait for ever."""
-    ended = []
-
-    def interrupted(*args):
-        signal.raise_signal(signal.SIGINT)
-        ended.append(args)
-
-    with make() as trainer:
-        for submit in (interrupted, lambda *_: SimpleNamespace(result=interrupted)):
-            monkeypatch.setattr(trainer._pool, "submit", submit)
-            with pytest.raises(KeyboardInterrupt):
-                next(trainer._in_order(len, "a"))
-    assert ended == [(len, 0, "a"), ()]
-
-
 def test_interrupted_step_is_done_whole(monkeypatch):
     with make() as trainer, make() as undisturbed:
-        step = trainer.optimizer.step
-        monkeypatch.setattr(trainer.optimizer, "step", lambda *args: (os.kill(os.getpid(), signal.SIGINT), step(*args)))
+        update = trainer.optimizer.update
+        monkeypatch.setattr(trainer.optimizer, "update", lambda *a: (os.kill(os.getpid(), signal.SIGINT), update(*a)))
         with pytest.raises(KeyboardInterrupt):
             trainer.train_step()
         undisturbed.train_step()

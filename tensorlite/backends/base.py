@@ -32,6 +32,10 @@ class Backend:
         """x as a NumPy array on the host."""
         raise NotImplementedError
 
+    def shared_zeros(self, size: int, dtype):
+        """A flat array of zeros, on the CPU in memory that processes forked from this one share with it."""
+        return self.xp.zeros(size, dtype)
+
     def tune_allocator(self) -> None:
         """Prepare the process's memory allocator for making and dropping large arrays all the time."""
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+import mmap
 import sys
 
 import numpy as np
@@ -26,6 +27,10 @@ class NumpyBackend(Backend):
     name = "numpy"
     xp = np
     chunk_size = 32768  # parameters, gradients, moments and a temporary of it fit the second-level cache
+
+    def shared_zeros(self, size, dtype):
+        dtype = np.dtype(dtype)
+        return np.frombuffer(mmap.mmap(-1, max(1, size * dtype.itemsize)), dtype, size)
 
     def tune_allocator(self):
         # glibc gives freed memory back to the system and gets it again page by page, each page with a fault and zeroed:

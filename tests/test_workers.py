@@ -1,0 +1,201 @@
+"""Workers: every job is done once by each, in turn where asked, and none outlives the others or hangs."""
+
+import os
+import signal
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt.workers
+from gpt.errors import UserError
+from gpt.workers import Workers
+from tensorlite import get_backend
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="workers are processes on Linux only")
+
+COUNTS = [1, 2, 5]
+
+
+def shared(size: int) -> np.ndarray:
+    return get_backend("numpy").shared_zeros(size, np.int64)
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=needs_fork)], ids=["threads", "processes"])
+def processes(request, monkeypatch) -> bool:
+    monkeypatch.setattr(gpt.workers, "PROCESSES", request.param)
+    return request.param
+
+
+@pytest.fixture
+def start(processes):
+    """Workers(...), closed in the end."""
+    started = []
+
+    def start(*args) -> Workers:
+        started.append(Workers(*args))
+        return started[-1]
+
+    yield start
+    for workers in started:
+        workers.close()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds."""
+    for _ in range(1000):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_each_worker_runs_each_job_with_its_argument_and_its_share(start, count):
+    sums, calls = shared(7), shared(count)
+
+    def add(worker, argument):
+        for i in worker.share(range(7)):
+            sums[i] += argument + i
+        calls[worker.index] += 1
+
+    def negate(worker, _):
+        for i in worker.share(range(7)):
+            sums[i] *= -1
+
+    workers = start(count, {"add": add, "negate": negate})
+    workers.run("add", 10)
+    assert sums.tolist() == [10 + i for i in range(7)]
+    workers.run("negate")
+    workers.run("add", -(2**40))
+    assert sums.tolist() == [-(10 + i) - 2**40 + i for i in range(7)]
+    assert calls.tolist() == [2] * count
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_turns_come_in_the_order_of_the_items(start, count):
+    log, length = shared(40), shared(1)
+
+    def job(worker, _):
+        for i in worker.share(range(8)):
+            for _ in range(5):
+                if i > 0:
+                    worker.wait_turn()
+                log[length[0]] = i
+                length[0] += 1
+                time.sleep(0.0002 * (7 - i))  # the earlier ones are slower
+                if i < 7:
+                    worker.pass_turn()
+
+    start(count, {"job": job}).run("job")
+    # Item i may write its n-th entry once item i - 1 has written its n-th; so every prefix is sorted by item.
+    entries = log.tolist()
+    assert sorted(entries) == sorted([*range(8)] * 5)
+    for n in range(len(entries)):
+        counts = [entries[: n + 1].count(i) for i in range(8)]
+        assert counts == sorted(counts, reverse=True)
+
+
+def test_local_arguments_are_the_callers_own(start):
+    seen = []
+
+    def job(worker, _, tell=None):
+        assert (tell is None) == (worker.index > 0)
+        if tell:
+            tell(worker.index)
+
+    start(3, {"job": job}).run("job", tell=seen.append)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("where", [0, 1, 4])
+def test_a_failed_job_ends_all_workers(start, processes, where, capfd, monkeypatch):
+    pids = shared(5)
+    if not processes and where:
+        monkeypatch.setattr("threading.excepthook", lambda args: None)  # prints the error
+
+    def job(worker, _):
+        pids[worker.index] = os.getpid()
+        if worker.index == where:
+            raise ZeroDivisionError("planted")
+
+    workers = start(5, {"job": job})
+    with pytest.raises(ZeroDivisionError if where == 0 else UserError):
+        workers.run("job")
+    with pytest.raises(RuntimeError, match="close"):
+        workers.run("job")
+    if processes:
+        assert all(gone(pid) for pid in pids[1:] if pid)
+        assert ("planted" in capfd.readouterr().err) == (where != 0)
+
+
+@needs_fork
+@pytest.mark.parametrize("busy", [True, False])
+def test_killed_worker_is_an_error_and_not_a_hang(busy):
+    pids = shared(3)
+
+    def job(worker, argument):
+        pids[worker.index] = os.getpid()
+        if argument and worker.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with closing(Workers(3, {"job": job})) as workers:
+        workers.run("job", 0)
+        if not busy:
+            os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(UserError, match="worker process ended unexpectedly"):
+            workers.run("job", int(busy))
+    assert all(gone(pid) for pid in pids[1:])
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python's own, of a fork beside threads
+def test_workers_follow_a_killed_caller_and_outlive_an_interrupt():
+    pids = shared(3)
+
+    def job(worker, _):
+        pids[worker.index] = os.getpid()
+
+    caller = os.fork()
+    if caller == 0:
+        workers = Workers(3, {"job": job})
+        workers.run("job")
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+        workers.run("job")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(caller, 0)[1]) == signal.SIGKILL
+    assert all(gone(pid) for pid in pids[1:])
+
+
+def test_interrupted_job_ends_the_workers(start):
+    def job(worker, _):
+        if worker.index == 0:
+            signal.raise_signal(signal.SIGINT)
+        worker.wait_turn()
+
+    workers = start(2, {"job": job})
+    with pytest.raises(KeyboardInterrupt):
+        workers.run("job")
+    workers.close()  # again, as a context manager's end will
+
+
+def test_closing_leaves_no_pipe_and_no_process_behind(start, processes):
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+
+    before = open_files()
+    workers = start(4, {"job": lambda worker, _: None})
+    workers.run("job")
+    workers.close()
+    assert open_files() == before
+    if processes:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
