@@ -64,7 +64,11 @@ class Backend:
         """gx = gy @ w, gw = gy.T @ x, gb = the sum of gy over all rows."""
         gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
         gx = self.gemm(gy2, w).reshape(x.shape) if need_gx else None
-        return gx, self.gemm(gy2, x2, trans_a=True), gy2.sum(axis=0) if has_bias else None
+        return gx, self.gemm(gy2, x2, trans_a=True), self.sum_rows(gy2) if has_bias else None
+
+    def sum_rows(self, x):
+        """The sum over the rows of x (N, C): (C,)."""
+        return x.sum(axis=0)
 
     # -- activations --
 

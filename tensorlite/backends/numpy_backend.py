@@ -20,6 +20,9 @@ _TAIL_Q = (-0.1241046225, 0.4513605812, -0.2015366106, 0.2763783176, 0.094431500
 # more than needed to ask for at a time.
 _MALLOC_SETTINGS = ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20))
 
+# exp of a number this size is far from float32's limits: softmax needs no shift, nor does a sum of thousands.
+_EXP_RANGE = 60.0
+
 _SIGN_BIT = np.int32(-(2**31))
 
 
@@ -49,6 +52,9 @@ class NumpyBackend(Backend):
         if ids.size and (ids.min() < 0 or ids.max() >= size):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"{op}: id {wrong} is out of range; the {size} ids go from 0 to {size - 1}")
+
+    def sum_rows(self, x):
+        return _column_sums(x)
 
     def erf(self, x):
         # float64 is for checking, not for speed: the C library's own function, one element at a time.
@@ -93,9 +99,10 @@ class NumpyBackend(Backend):
         return gx
 
     def layer_norm(self, x, weight, bias, eps):
-        xhat = x - x.mean(axis=-1, keepdims=True)  # NumPy's pairwise sum: x may lie far from zero
+        C = x.shape[-1]  # noqa: N806
+        xhat = x - _row_sums(x) / C
         rstd = _row_dots(xhat, xhat)
-        rstd *= 1.0 / x.shape[-1]
+        rstd /= C
         rstd += eps
         np.sqrt(rstd, out=rstd)
         np.reciprocal(rstd, out=rstd)
@@ -107,51 +114,52 @@ class NumpyBackend(Backend):
 
     def layer_norm_vjp(self, gy, xhat, weight, rstd, has_bias):
         C = gy.shape[-1]  # noqa: N806
-        gweight = None if weight is None else np.einsum("ij,ij->j", gy.reshape(-1, C), xhat.reshape(-1, C))
+        gweight = None if weight is None else _column_sums((gy * xhat).reshape(-1, C))
         gbias = _column_sums(gy.reshape(-1, C)) if has_bias else None
         gx = gy * (1.0 if weight is None else weight)
         along = _row_dots(gx, xhat)
-        along *= 1.0 / C
-        gx -= _row_means(gx)
+        along /= C
+        gx -= _row_sums(gx) / C
         gx -= xhat * along
         gx *= rstd
         return gx, gweight, gbias
 
-    # The scores are kept with the keys down and the queries across, (..., S, T): NumPy reduces over the last axis but
-    # one many times faster than over the last. They are never normalised; the factor 1 / sum goes into the smaller
-    # arrays on either side of them. Causal queries go in blocks, each with the keys that its last query sees: little
-    # more than half the scores are ever made.
+    # The scores lie with the keys down and the queries across, (..., S, T): NumPy reduces over the last axis but one
+    # many times faster than over the last. Causal queries go in blocks, each with the keys that its last query sees:
+    # little more than half the scores are ever made. The queries and the result's gradients are copied with the
+    # channels down, (..., D, T), for BLAS is slow at small products whose inner axis is the last of both.
 
     def attention(self, q, k, v, causal, scale, keep, keep_scale, out=None):
         y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype) if out is None else out
+        q_down = np.multiply(q.swapaxes(-1, -2), scale, order="C")
         saved = []
         for rows, seen in _query_blocks(q.shape[-2], k.shape[-2], causal):
-            e = np.matmul(k[..., :seen, :], (q[..., rows, :] * scale).swapaxes(-1, -2))
+            probs = np.matmul(k[..., :seen, :], q_down[..., rows])
+            shift = max(probs.max(initial=0.0), -probs.min(initial=0.0)) > _EXP_RANGE
             if causal:
                 n = rows.stop - rows.start
-                e[..., seen - n :, :] += _later_keys(n, e.dtype)
-            e -= _max_over_keys(e)
-            np.exp(e, out=e)
-            inverse = np.reciprocal(_sum_over_keys(e)).swapaxes(-1, -2)  # (..., n, 1)
-            kept = e if keep is None else e * keep[..., :seen, rows]
+                probs[..., seen - n :, :] += _later_keys(n, probs.dtype)
+            if shift:
+                probs -= probs.max(axis=-2, keepdims=True)
+            np.exp(probs, out=probs)
+            probs *= np.reciprocal(_sum_over_keys(probs))
+            kept = probs if keep is None else probs * keep[..., :seen, rows]
             block = np.matmul(kept.swapaxes(-1, -2), v[..., :seen, :], out=y[..., rows, :])
-            block *= inverse if keep is None else inverse * keep_scale
-            saved.append((rows, seen, e, kept, inverse))
+            if keep is not None:
+                block *= keep_scale
+            saved.append((rows, seen, probs, kept))
         return y, saved
 
     def attention_vjp(self, gy, q, k, v, saved, scale, keep_scale, out=(None, None, None)):
         gq, gk, gv = (np.empty_like(x) if g is None else g for x, g in zip((q, k, v), out, strict=True))
+        gy = gy * keep_scale
+        gy_down = np.multiply(gy.swapaxes(-1, -2), scale, order="C")
         whole = True  # the last block sees every key; the ones before it add to what it wrote
-        for rows, seen, e, kept, inverse in reversed(saved):
-            g = gy[..., rows, :] * inverse
-            g *= keep_scale
-            gv_block = np.matmul(kept, g, out=gv if whole else None)
-            g *= scale
-            gscores = np.matmul(v[..., :seen, :], g.swapaxes(-1, -2))
+        for rows, seen, probs, kept in reversed(saved):
+            gv_block = np.matmul(kept, gy[..., rows, :], out=gv if whole else None)
+            gscores = np.matmul(v[..., :seen, :], gy_down[..., rows])
             gscores *= kept
-            along = _sum_over_keys(gscores)
-            along *= inverse.swapaxes(-1, -2)
-            gscores -= e * along
+            gscores -= probs * _sum_over_keys(gscores)
             np.matmul(gscores.swapaxes(-1, -2), k[..., :seen, :], out=gq[..., rows, :])
             gk_block = np.matmul(gscores, q[..., rows, :], out=gk if whole else None)
             if not whole:
@@ -185,30 +193,31 @@ def _later_keys(n: int, dtype):
     return np.tril(np.full((n, n), -math.inf, dtype), -1)
 
 
-def _max_over_keys(e):
-    """The maximum of e (..., S, T) over S, (..., 1, T), by halves: NumPy compares long runs fastest."""
-    while (n := e.shape[-2]) > 8:
-        half = (n + 1) // 2
-        e = np.maximum(e[..., :half, :], e[..., n - half :, :])
-    return e.max(axis=-2, keepdims=True)
+# Sums over a short axis as products with ones: NumPy's own reductions are several times slower.
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(n: int, dtype):
+    ones = np.ones((1, n), dtype)
+    ones.flags.writeable = False
+    return ones
 
 
 def _sum_over_keys(e):
-    """The sum of e (..., S, T) over S, (..., 1, T), as a product."""
-    return np.matmul(np.ones((1, e.shape[-2]), e.dtype), e)
+    """The sum of e (..., S, T) over S, (..., 1, T)."""
+    return np.matmul(_ones(e.shape[-2], e.dtype), e)
+
+
+def _row_sums(x):
+    """The sum of each row, (..., 1)."""
+    return np.matmul(x, _ones(x.shape[-1], x.dtype).T)
+
+
+def _column_sums(x):
+    """The sum over the rows of x (N, C), (C,)."""
+    return np.matmul(_ones(x.shape[0], x.dtype), x)[0]
 
 
 def _row_dots(x, y):
     """The dot product of each row of x with that of y, (..., 1), without the array of products."""
     return np.vecdot(x, y)[..., None]
-
-
-def _row_means(x):
-    """The mean of each row, (..., 1), as a product: NumPy's own sum over a short last axis is several times slower."""
-    n = x.shape[-1]
-    return np.matmul(x, np.full((n, 1), 1.0 / n, x.dtype))
-
-
-def _column_sums(x):
-    """The sum over the rows of x (N, C), (C,), as a product."""
-    return np.matmul(np.ones(x.shape[0], x.dtype), x)
