@@ -2,9 +2,10 @@
 
 import datetime
 import platform
-import resource
 from importlib import metadata
 from pathlib import Path
+
+import numpy as np
 
 
 def machine() -> dict:
@@ -17,12 +18,14 @@ def machine() -> dict:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "cpu": cpu_name(),
         "cores": physical_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         **versions,
+        "blas": f"{blas['name']} {blas['version']}",
         "date": datetime.date.today().isoformat(),
     }
 
@@ -35,6 +38,10 @@ def cpu_name() -> str:
         return platform.processor()
 
 
-def peak_memory_mb() -> float:
-    """The largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mb(pid: int) -> float:
+    """What a process and its children hold, where memory that several of them share counts once (Linux)."""
+    process = Path(f"/proc/{pid}")
+    rollup = (process / "smaps_rollup").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) / 1024
+    children = (process / f"task/{pid}/children").read_text().split()
+    return own + sum(memory_mb(int(child)) for child in children)

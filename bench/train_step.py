@@ -14,11 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import machine, peak_memory_mb
+from machine import machine, memory_mb
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -68,8 +69,8 @@ def compare(preset: str, args: argparse.Namespace) -> dict:
     times = {side: [] for side in SIDES}
     for _ in range(args.rounds):
         for side in SIDES:
-            times[side].append(statistics.median(ask(workers[side], args.seconds)["times"]))
-    memory = {side: ask(workers[side], 0)["memory_mb"] for side in SIDES}
+            times[side].append(statistics.median(ask(workers[side], args.seconds)))
+    memory = {side: peak_memory_mb(workers[side], args.seconds) for side in SIDES}
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
@@ -116,10 +117,21 @@ def start_worker(side: str, preset: str, args: argparse.Namespace) -> subprocess
     return worker
 
 
-def ask(worker: subprocess.Popen, seconds: float) -> dict:
+def ask(worker: subprocess.Popen, seconds: float) -> list[float]:
+    """The times of the steps that the worker does in this many seconds, one at least."""
     worker.stdin.write(f"{seconds}\n")
     worker.stdin.flush()
     return json.loads(worker.stdout.readline())
+
+
+def peak_memory_mb(worker: subprocess.Popen, seconds: float) -> float:
+    """The most memory that the worker and its own workers are seen to hold during a turn."""
+    with ThreadPoolExecutor(1) as pool:
+        turn, peak = pool.submit(ask, worker, seconds), 0.0
+        while not turn.done():
+            peak = max(peak, memory_mb(worker.pid))
+            time.sleep(0.005)
+    return peak
 
 
 def step_flops(config: Config) -> float:
@@ -164,7 +176,7 @@ def serve(args: argparse.Namespace) -> None:
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-        print(json.dumps({"times": times, "memory_mb": peak_memory_mb()}), flush=True)
+        print(json.dumps(times), flush=True)
 
 
 def make_dataset(config: Config):

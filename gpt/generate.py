@@ -23,13 +23,20 @@ def sample_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    use_cache: bool = True,
 ) -> Iterator[np.ndarray]:
     """Continue the sequences idx (B, T), yielding the next token of each, (B,), as it is made.
+
+    A token is drawn given its context, the tokens before it: at first the newest block_size of idx, to which each new
+    token is added. A context that outgrows block_size is cut to its newest block_size // 2 tokens (at least 1), and
+    grows again from there. A position counts from the start of the context, so a window that moved on by one each time
+    would make all cached keys and values useless; this way only one token in block_size // 2 reads more than the last.
 
     temperature: divides the logits; 0 takes the likeliest token always.
     top_k: draw only from the k likeliest tokens.
     top_p: draw only from the likeliest tokens that together reach this probability.
-    seed: the draws are a function of it and of the position alone.
+    seed: the draws are a function of it, of the row and of the position alone.
+    use_cache: keep the keys and values of the context. Without, it is read anew for each token: as good, but slower.
     """
     if not temperature >= 0:
         raise ValueError(f"generate: the temperature must be 0 or more, got {temperature}")
@@ -38,20 +45,21 @@ def sample_tokens(
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
     context = _context(idx)[:, -model.block_size :]
-    was_training = model.training
-    for step in range(max_new_tokens):
-        try:
-            with no_grad():
-                logits = model.eval().next_logits(context)
-        finally:
-            model.train(was_training)
+    cached = model.cached(len(context)) if use_cache else None
+    generators = [random.generator(seed, random.SAMPLING, call=row) for row in range(len(context))]
+    for _ in range(max_new_tokens):
+        if context.shape[1] > model.block_size:
+            context = context[:, -max(model.block_size // 2, 1) :]
+            if cached:
+                cached.length = 0
+        logits = cached(context[:, cached.length :]) if cached else _next_logits(model, context)
         if temperature == 0:
             tokens = logits.argmax(axis=1)
         else:
-            probs = _probabilities(logits.astype(np.float64), temperature, top_k, top_p)
-            tokens = _draw(probs, random.generator(seed, random.SAMPLING, step).random(len(probs)))
+            weights = _weights(logits.astype(np.float64), temperature, top_k, top_p)
+            tokens = _draw(weights, [generator.random() for generator in generators])
         yield tokens
-        context = np.concatenate([context, tokens[:, None]], axis=1)[:, -model.block_size :]
+        context = np.concatenate([context, tokens[:, None]], axis=1)
 
 
 def stream_text(
@@ -85,26 +93,35 @@ def _context(idx) -> np.ndarray:
     return idx.astype(np.int64)
 
 
-def _probabilities(logits, temperature, top_k, top_p):
-    """(B, V) float64 logits -> probabilities, zero for tokens outside the top k or the top p."""
+def _next_logits(model, context):
+    """The model's in eval mode. It is left in the mode it was in, for whoever takes the tokens one at a time."""
+    was_training = model.training
+    try:
+        with no_grad():
+            return model.eval().next_logits(context)
+    finally:
+        model.train(was_training)
+
+
+def _weights(logits, temperature, top_k, top_p):
+    """(B, V) float64 logits -> what the probabilities are in proportion to, 0 for tokens outside the top k or top p."""
     with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest may fall to -inf
         logits = (logits - logits.max(axis=1, keepdims=True)) / temperature
     if top_k is not None and top_k < logits.shape[1]:
         kth = np.partition(logits, -top_k, axis=1)[:, -top_k, None]
         logits = np.where(logits < kth, -np.inf, logits)
-    probs = np.exp(logits)
-    probs /= probs.sum(axis=1, keepdims=True)
+    weights = np.exp(logits)
     if top_p is not None and top_p < 1:
-        order = np.argsort(-probs, axis=1, kind="stable")
-        ranked = np.take_along_axis(probs, order, axis=1)
+        weights /= weights.sum(axis=1, keepdims=True)
+        order = np.argsort(-weights, axis=1, kind="stable")
+        ranked = np.take_along_axis(weights, order, axis=1)
         ranked[np.cumsum(ranked, axis=1) - ranked >= top_p] = 0  # what came before already reaches top_p
-        np.put_along_axis(probs, order, ranked, axis=1)
-        probs /= probs.sum(axis=1, keepdims=True)
-    return probs
+        np.put_along_axis(weights, order, ranked, axis=1)
+    return weights
 
 
-def _draw(probs, uniform):
-    """The token at which each row's cumulative probability passes its uniform number."""
-    cumulative = probs.cumsum(axis=1)
-    chosen = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1)
-    return np.minimum(chosen, probs.shape[1] - 1)
+def _draw(weights, uniform):
+    """The token at which each row's cumulative share of the weights passes its number in [0, 1)."""
+    cumulative = weights.cumsum(axis=1)
+    passed = cumulative[:, :-1] <= np.multiply(uniform, cumulative[:, -1])[:, None]
+    return passed.sum(axis=1)

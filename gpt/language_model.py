@@ -1,6 +1,7 @@
 """What every language model here can do: score the next token, and generate."""
 
 import tensorlite as tl
+from gpt.cached import CachedGPT
 from gpt.generate import generate
 from tensorlite import Tensor, nn
 
@@ -35,17 +36,21 @@ class LanguageModel(nn.Module):
         logits = self.logits(ids)
         return logits, None if targets is None else tl.cross_entropy(logits, self._on_device(targets))
 
-    def generate(self, idx, max_new_tokens: int, temperature: float = 1.0, top_k=None, top_p=None, seed: int = 0):
+    def generate(self, idx, max_new_tokens: int, **options):
         """idx (B, T) continued by max_new_tokens sampled tokens: a NumPy array (B, T + max_new_tokens).
 
-        See `gpt.generate.sample_tokens` for the options.
+        The options are those of `gpt.generate.sample_tokens`: temperature, top_k, top_p, seed, use_cache.
         """
-        return generate(self, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return generate(self, idx, max_new_tokens, **options)
 
     def next_logits(self, idx):
         """Scores of the token after idx (B, T), from its last block_size tokens: (B, vocab_size) on the host."""
         ids = self._on_device(idx)[:, -self.block_size :]
         return self.logits(ids, last_only=True).numpy()[:, -1]
+
+    def cached(self, batch_size: int) -> CachedGPT | None:
+        """What continues batch_size sequences with a key/value cache; None from a model that has nothing to keep."""
+        return None
 
     def _on_device(self, ids):
         return tl.backend_of(self.token_table.data).asarray(ids.data if isinstance(ids, Tensor) else ids)

@@ -5,6 +5,7 @@ import math
 
 import tensorlite as tl
 from gpt.bigram import BigramLanguageModel
+from gpt.cached import CachedGPT
 from gpt.config import GPTConfig
 from gpt.language_model import LanguageModel
 from tensorlite import Tensor, nn, random
@@ -94,6 +95,9 @@ class GPT(LanguageModel):
     def logits(self, ids, last_only: bool = False) -> Tensor:
         x = self.transformer(ids)
         return self.lm_head(x[:, -1:] if last_only else x)
+
+    def cached(self, batch_size: int) -> CachedGPT:
+        return CachedGPT(self, batch_size)
 
 
 def build_model(kind: str, config: GPTConfig, seed: int) -> LanguageModel:

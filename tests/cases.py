@@ -278,6 +278,8 @@ for shape in ((4, 3), (2, 4, 3), (3,), (0, 3)):
          torch_fn=F.linear, twin=lambda x, w, b: x @ w.T + b)  # fmt: skip
     case("linear", f"{shape} no bias", tl.linear, normal(*shape), normal(5, 3), torch_fn=F.linear,
          twin=lambda x, w: x @ w.T)  # fmt: skip
+case("linear", "a single long row", tl.linear, normal(1, 300), normal(2, 300), normal(2),
+     torch_fn=F.linear, twin=lambda x, w, b: x @ w.T + b)  # fmt: skip
 
 # --- normalisation ---
 

@@ -1,9 +1,15 @@
 """Sampling: what is drawn, from which context, and that the model is left as it was."""
 
 import math
+import re
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
+import torch
+from tolerances import assert_close
+from torch_gpt import TorchGPT
 
 import tensorlite as tl
 from gpt import GPT, BigramLanguageModel, GPTConfig
@@ -16,9 +22,9 @@ CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
 
 
-def lively_gpt() -> GPT:
+def lively_gpt(**options) -> GPT:
     """A GPT whose guesses depend on the context: its initial matrices, twenty times as large."""
-    model = GPT(CONFIG, seed=3)
+    model = GPT(replace(CONFIG, **options), seed=3)
     for p in model.parameters():
         p.data *= 20 if p.ndim == 2 else 1
     return model
@@ -57,18 +63,32 @@ class Scripted(LanguageModel):
         return np.eye(256)[np.frombuffer(self.script, dtype=np.uint8)[at % len(self.script)]]
 
 
+# block size, length of the prompt, and how many tokens each new token is drawn from
+CONTEXTS = [
+    (8, 3, [3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5]),
+    (8, 8, [8, 4, 5, 6, 7, 8, 4]),
+    (8, 12, [8, 4, 5, 6, 7, 8, 4]),
+    (5, 1, [1, 2, 3, 4, 5, 2, 3, 4, 5, 2]),
+    (2, 3, [2, 1, 2, 1, 2]),
+    (1, 2, [1, 1, 1]),
+]
+every_way = pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+
+
 # --- which token ---
 
 
-def test_temperature_zero_takes_the_likeliest():
-    model = lively_gpt().eval()
-    for length in (3, 12):  # within the block, and beyond it
-        expected = prompt = np.random.default_rng(0).integers(0, 11, (16, length))
-        for _ in range(12):
-            logits, _ = model(expected[:, -8:])
-            expected = np.concatenate([expected, logits.numpy()[:, -1:].argmax(axis=-1)], axis=1)
-        assert len(np.unique(expected[:, -12:])) > 5, "a dull model shows nothing"
-        np.testing.assert_array_equal(model.generate(prompt, 12, temperature=0.0), expected)
+@every_way
+@pytest.mark.parametrize(("block_size", "length", "contexts"), CONTEXTS)
+def test_temperature_zero_takes_the_likeliest(block_size, length, contexts, use_cache):
+    model = lively_gpt(block_size=block_size).eval()
+    expected = prompt = np.random.default_rng(0).integers(0, 11, (16, length))
+    for size in contexts:
+        logits, _ = model(expected[:, -size:])
+        expected = np.concatenate([expected, logits.numpy()[:, -1:].argmax(axis=-1)], axis=1)
+    assert len(np.unique(expected[:, length:])) > 1, "a dull model shows nothing"
+    text = model.generate(prompt, len(contexts), temperature=0.0, use_cache=use_cache)
+    np.testing.assert_array_equal(text, expected)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +145,7 @@ def test_text_is_a_function_of_the_seed():
     text = model.generate(PROMPT, 20, seed=1)
     np.testing.assert_array_equal(text, model.generate(PROMPT, 20, seed=1))
     np.testing.assert_array_equal(text[:, :13], model.generate(PROMPT, 10, seed=1))  # of the position, not the length
+    np.testing.assert_array_equal(text[:1], model.generate(PROMPT[:1], 20, seed=1))  # and of the row, not the others
     for row, other in zip(text, model.generate(PROMPT, 20, seed=2), strict=True):
         assert (row != other).any()
     same = model.generate(PROMPT[[0, 0]], 20, seed=1)
@@ -146,12 +167,12 @@ def test_shape_and_dtype(kind):
     np.testing.assert_array_equal(nothing, PROMPT)
 
 
-def test_context_is_the_last_block():
+def test_context_is_cut_to_its_newest_half_when_it_outgrows_the_block():
     model = Watched()
-    prompt = np.arange(12).reshape(2, 6) % 11
-    text = generate(model, prompt, 3)
-    for i, (context, training, recorded) in enumerate(model.calls):
-        np.testing.assert_array_equal(context, text[:, 2 + i : 6 + i])
+    text = generate(model, np.arange(12).reshape(2, 6) % 11, 8)
+    assert len(model.calls) == 8
+    for i, (size, (context, training, recorded)) in enumerate(zip([4, 2, 3, 4, 2, 3, 4, 2], model.calls, strict=True)):
+        np.testing.assert_array_equal(context, text[:, 6 + i - size : 6 + i])
         assert not training
         assert not recorded
 
@@ -194,6 +215,80 @@ def test_dropout_is_off_while_sampling():
 def test_what_cannot_be_is_explained(idx, options, message):
     with pytest.raises(ValueError, match=f"generate: .*{message}"):
         lively_gpt().generate(idx, 1, **options)
+
+
+# --- the key/value cache ---
+
+SHAPES = {
+    "tied": {"tie_weights": True},
+    "untied": {},
+    "no biases": {"bias": False, "activation": "gelu", "tie_weights": True},
+    "lecture": {"activation": "relu", "qkv_bias": False, "head_bias": True, "n_head": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_cached_scores_are_the_models(shape, dtype):
+    model = GPT(replace(CONFIG, **shape), seed=3).to(dtype=dtype).eval()
+    for B, pieces in ((1, [1] * 8), (3, [5, 1, 1, 1]), (2, [8]), (2, [3, 4, 1])):  # noqa: N806
+        idx = np.random.default_rng(B).integers(0, 11, (B, 8))
+        expected = model(idx)[0].numpy()
+        cached, read = model.cached(B), 0
+        for size in pieces * 2:
+            if read == 8:
+                cached.length = read = 0
+            got = cached(idx[:, read : read + size])
+            read += size
+            assert_close(got, expected[:, read - 1], f"{pieces}, {read} tokens")
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_weights": True}], ids=["untied", "tied"])
+@pytest.mark.parametrize("block_size", [1, 2, 5, 8])
+def test_cache_changes_no_token(block_size, shape):
+    model = lively_gpt(block_size=block_size, **shape).to(dtype=np.float64)
+    for B in (1, 3):  # noqa: N806
+        for length in {1, block_size - 1, block_size, block_size + 3} - {0}:
+            prompt = np.random.default_rng(length).integers(0, 11, (B, length))
+            for options in ({"temperature": 0.0}, {"seed": 5}):
+                text = model.generate(prompt, 2 * block_size + 2, **options)
+                without = model.generate(prompt, 2 * block_size + 2, **options, use_cache=False)
+                np.testing.assert_array_equal(text, without)
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 8])
+def test_pytorch_with_a_cache_takes_the_same_tokens(block_size):
+    config = replace(CONFIG, block_size=block_size)
+    reference = TorchGPT(config).double().eval()
+    model = GPT(config).to(dtype=np.float64)
+    model.load_state_dict({name: weight.numpy() for name, weight in reference.state_dict().items()})
+    prompt = np.random.default_rng(0).integers(0, 11, (4, 6))
+    expected = torch.cat(list(islice(reference.sample_tokens(torch.tensor(prompt), greedy=True), 20)), dim=1)
+    assert len(expected.unique()) > 2, "a dull model shows nothing"
+    np.testing.assert_array_equal(model.generate(prompt, 20, temperature=0.0)[:, 6:], expected)
+
+
+def test_new_weights_mean_new_text():
+    model = lively_gpt()
+    before = model.generate(PROMPT, 20)
+    for p in model.parameters():
+        p.data[...] = p.data[..., ::-1]
+    after = model.generate(PROMPT, 20)
+    assert (before != after).any()
+    np.testing.assert_array_equal(after, model.generate(PROMPT, 20, use_cache=False))
+
+
+@pytest.mark.parametrize(
+    ("read", "shape"), [(0, (2, 9)), (6, (2, 3)), (8, (2, 1)), (3, (2, 0)), (0, (1, 3)), (3, (4, 1))], ids=str
+)
+def test_what_a_cache_cannot_read_is_explained(read, shape):
+    cached = lively_gpt().cached(2)
+    if read:
+        cached(np.zeros((2, read), int))
+    message = f"CachedGPT: expected ids of shape (2, T) with {read} + T at most 8, T at least 1, got {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cached(np.zeros(shape, int))
+    assert cached.length == read
 
 
 # --- text ---

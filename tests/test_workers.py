@@ -80,26 +80,22 @@ def test_each_worker_runs_each_job_with_its_argument_and_its_share(start, count)
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_turns_come_in_the_order_of_the_items(start, count):
-    log, length = shared(40), shared(1)
+    turns, too_early = shared(8), shared(8)
 
     def job(worker, _):
         for i in worker.share(range(8)):
-            for _ in range(5):
+            for n in range(5):
                 if i > 0:
                     worker.wait_turn()
-                log[length[0]] = i
-                length[0] += 1
+                    too_early[i] += turns[i - 1] <= n  # its n-th turn comes after that of the item before it
                 time.sleep(0.0002 * (7 - i))  # the earlier ones are slower
+                turns[i] += 1
                 if i < 7:
                     worker.pass_turn()
 
     start(count, {"job": job}).run("job")
-    # Item i may write its n-th entry once item i - 1 has written its n-th; so every prefix is sorted by item.
-    entries = log.tolist()
-    assert sorted(entries) == sorted([*range(8)] * 5)
-    for n in range(len(entries)):
-        counts = [entries[: n + 1].count(i) for i in range(8)]
-        assert counts == sorted(counts, reverse=True)
+    assert turns.tolist() == [5] * 8
+    assert too_early.tolist() == [0] * 8
 
 
 def test_local_arguments_are_the_callers_own(start):
@@ -199,3 +195,8 @@ def test_closing_leaves_no_pipe_and_no_process_behind(start, processes):
     if processes:
         with pytest.raises(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)
+
+
+def test_more_shared_memory_than_there_is():
+    with pytest.raises(MemoryError, match="shared numbers"):
+        shared(2**60)

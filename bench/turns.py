@@ -1,0 +1,71 @@
+"""Two sides of a comparison, each in a process of its own, that take turns: A B A B ... Other work on the machine then
+slows both alike, and each pair of turns gives one ratio.
+
+A worker is the same script started once more. It says "ready" when it has warmed up, and answers each number of seconds
+on its standard input with a line of JSON about a turn of that length.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from gpt.config import Config, load_preset  # noqa: E402
+
+VOCAB_SIZE = 65  # tinyshakespeare's
+
+
+def preset_config(preset: str, **changes) -> Config:
+    """The preset with some keys changed (None: not), for a text of VOCAB_SIZE symbols."""
+    config = load_preset(preset).updated({key: value for key, value in changes.items() if value is not None})
+    return Config(replace(config.gpt, vocab_size=VOCAB_SIZE), config.train)
+
+
+# -- the parent --
+
+
+def start_worker(*arguments) -> subprocess.Popen:
+    """This script once more, with these arguments; returns when it is ready."""
+    command = [sys.executable, sys.argv[0], *map(str, arguments)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if not worker.stdout.readline():
+        raise SystemExit(f"the worker {' '.join(command[1:])} stopped; its error is above")
+    return worker
+
+
+def ask(worker: subprocess.Popen, seconds: float):
+    """Let it have a turn."""
+    worker.stdin.write(f"{seconds}\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
+
+
+def stop(worker: subprocess.Popen) -> None:
+    worker.stdin.close()
+    worker.wait()
+
+
+# -- the workers --
+
+
+def serve(turn: Callable) -> None:
+    """Answer for as long as anyone asks."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(turn(float(line))), flush=True)
+
+
+def time_calls(work: Callable, seconds: float) -> list[float]:
+    """The times of as many calls of work() as begin within the seconds, at least one."""
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times

@@ -1,0 +1,89 @@
+"""A GPT's forward pass for generation: it keeps the keys and values of what it has read, and so reads each token once.
+
+It is written a second time here, on bare arrays: for a single token, what the ops do for the sake of gradients adds
+half to the time of what they compute.
+"""
+
+import math
+
+import tensorlite as tl
+
+
+class CachedGPT:
+    """`cached(ids)` reads ids (B, T), T more tokens of B = batch_size sequences, and returns the scores of what follows
+    them, (B, vocab_size), on the host: those of the model in eval mode for all tokens read so far.
+
+    `length` tokens were read of each sequence, at most block_size; set it to 0 to begin new ones. The weights are those
+    that the model has now: after a training step, make another one.
+    """
+
+    def __init__(self, model, batch_size: int):
+        config, parts = model.config, model.transformer
+        self.batch_size, self.block_size, self.length = batch_size, config.block_size, 0
+        self._backend = be = tl.backend_of(model.token_table.data)
+        self._wte, self._wpe = parts.wte.weight.data, parts.wpe.weight.data
+        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        layers = [layer for h in parts.h for layer in (h.attn.c_attn, h.attn.c_proj, h.mlp.c_fc, h.mlp.c_proj)]
+        *linears, self._lm_head = _linears(be, [*layers, model.lm_head])
+        self._blocks = [
+            _CachedBlock(be, block, linears[4 * i : 4 * i + 4], be.xp.empty(shape, self._wte.dtype))
+            for i, block in enumerate(parts.h)
+        ]
+        self._ln_f = _norm(be, parts.ln_f)
+
+    def __call__(self, ids):
+        be, (B, T), start = self._backend, ids.shape, self.length  # noqa: N806
+        if self.batch_size != B or not 0 < T <= self.block_size - start:
+            expected = f"({self.batch_size}, T) with {start} + T at most {self.block_size}"
+            raise ValueError(f"CachedGPT: expected ids of shape {expected}, T at least 1, got {ids.shape}")
+        x = be.embedding(be.asarray(ids), self._wte) + self._wpe[start : start + T]  # (B, T, C) + (T, C)
+        for block in self._blocks:
+            x = block(x, start)
+        self.length = start + T
+        return be.to_numpy(self._lm_head(self._ln_f(x[:, -1])))
+
+
+class _CachedBlock:
+    """A Block in eval mode, with the keys and values that it made: cache (2, B, n_head, block_size, D)."""
+
+    def __init__(self, be, block, linears, cache):
+        self.be, self.cache = be, cache
+        self.ln_1, self.ln_2 = _norm(be, block.ln_1), _norm(be, block.ln_2)
+        self.c_attn, self.c_proj, self.c_fc, self.mlp_proj = linears
+        self.activation = block.mlp.activation
+
+    def __call__(self, x, start: int):
+        x = x + self.c_proj(self.attention(self.c_attn(self.ln_1(x)), start))
+        return x + self.mlp_proj(self.activation(self.c_fc(self.ln_2(x))).data)
+
+    def attention(self, qkv, start: int):
+        """Of T tokens, qkv (B, T, 3 C), to the `start` ones before them and to each other: (B, T, C)."""
+        _, B, n_head, _, D = self.cache.shape  # noqa: N806
+        T, scale = qkv.shape[1], 1.0 / math.sqrt(D)  # noqa: N806
+        qkv = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)
+        self.cache[:, :, :, start : start + T] = qkv[1:]
+        q, (k, v) = qkv[0], self.cache[:, :, :, : start + T]
+        if T == 1:  # a single query sees every key, and its scores need no order that suits many
+            y = self.be.gemm(self.be.softmax(self.be.gemm(q * scale, k, trans_b=True)), v)
+        else:
+            y, _ = self.be.attention(q, k, v, True, scale, None, 1.0)
+        return y.swapaxes(1, 2).reshape(B, T, n_head * D)
+
+
+def _linears(be, layers) -> list:
+    """A function for each linear layer, on a copy of its weight. The products of a single row wait for memory, and all
+    in one piece, for which NumPy asks for large pages, the weights are read half as fast again."""
+    weights = [layer.weight.data for layer in layers]
+    memory, start, linears = be.xp.empty(sum(w.size for w in weights), weights[0].dtype), 0, []
+    for layer, weight in zip(layers, weights, strict=True):
+        copy = memory[start : start + weight.size].reshape(weight.shape)
+        copy[...] = weight
+        start += weight.size
+        bias = None if layer.bias is None else layer.bias.data
+        linears.append(lambda x, w=copy, b=bias: be.linear(x, w, b))
+    return linears
+
+
+def _norm(be, layer):
+    weight, bias = layer.weight.data, None if layer.bias is None else layer.bias.data
+    return lambda x: be.layer_norm(x, weight, bias, layer.eps)[0]
