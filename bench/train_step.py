@@ -5,37 +5,38 @@
 
 Both sides start from the same weights, run in processes of their own with the same number of threads, and take turns,
 A B A B ...: each pair of turns gives one ratio. Other work on the machine then slows both alike. The floor is the time
-of the step's matrix products alone at the speed of one-thread sgemm, measured in the same run, times the threads.
+of the step's matrix products alone at the speed of one-thread sgemm, measured in the same run, times the threads. The
+memory is the most that a side, its own workers included, is seen to hold in a turn after the timed ones (Linux).
 """
 
 import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from machine import machine, memory_mb
+from turns import VOCAB_SIZE, ask, preset_config, serve, start_worker, stop, time_calls
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from gpt.config import Config
+from gpt.session import physical_cores
+from gpt.tokenizer import ByteTokenizer
 
-from gpt.config import Config, load_preset  # noqa: E402
-from gpt.session import physical_cores  # noqa: E402
-from gpt.tokenizer import ByteTokenizer  # noqa: E402
-
-VOCAB_SIZE = 65  # tinyshakespeare's
 SIDES = ("ours", "torch")
 
 
 def main() -> None:
     args = parse_arguments()
     if args.worker:
-        serve(args)
+        step = {"ours": our_step, "torch": torch_step}[args.worker](
+            preset_config(args.preset[0], dropout=args.dropout), args
+        )
+        for _ in range(2):  # warm up
+            step()
+        serve(lambda seconds: time_calls(step, seconds))
         return
     rows = [compare(preset, args) for preset in args.preset]
     if args.json:
@@ -55,27 +56,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def preset_config(preset: str, dropout: float | None) -> Config:
-    config = load_preset(preset).updated({} if dropout is None else {"dropout": dropout})
-    return Config(replace(config.gpt, vocab_size=VOCAB_SIZE), config.train)
-
-
 # -- the parent --
 
 
 def compare(preset: str, args: argparse.Namespace) -> dict:
     """Run both sides in turns and print the table's row."""
-    workers = {side: start_worker(side, preset, args) for side in SIDES}
+    options = ["--preset", preset, "--threads", args.threads]
+    options += ["--compile"] if args.compile else []
+    options += [] if args.dropout is None else ["--dropout", args.dropout]
+    workers = {side: start_worker("--worker", side, *options) for side in SIDES}
     times = {side: [] for side in SIDES}
     for _ in range(args.rounds):
         for side in SIDES:
             times[side].append(statistics.median(ask(workers[side], args.seconds)))
     memory = {side: peak_memory_mb(workers[side], args.seconds) for side in SIDES}
     for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+        stop(worker)
     ratios = [t / o for o, t in zip(times["ours"], times["torch"], strict=True)]
-    config = preset_config(preset, args.dropout)
+    config = preset_config(preset, dropout=args.dropout)
     ours, torch = (1e3 * statistics.median(times[side]) for side in SIDES)
     floor = 1e3 * step_flops(config) / (sgemm_flops_per_second(config) * args.threads)
     row = {
@@ -106,22 +104,6 @@ def print_row(row: dict) -> None:
         f"  floor     {row['floor_ms']:.2f} ms for the products alone: {row['floor_share']:.0%} of our step",
         flush=True,
     )
-
-
-def start_worker(side: str, preset: str, args: argparse.Namespace) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--worker", side, "--preset", preset, "--threads", str(args.threads)]
-    command += ["--compile"] if args.compile else []
-    command += [] if args.dropout is None else ["--dropout", str(args.dropout)]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    worker.stdout.readline()  # ready: warmed up
-    return worker
-
-
-def ask(worker: subprocess.Popen, seconds: float) -> list[float]:
-    """The times of the steps that the worker does in this many seconds, one at least."""
-    worker.stdin.write(f"{seconds}\n")
-    worker.stdin.flush()
-    return json.loads(worker.stdout.readline())
 
 
 def peak_memory_mb(worker: subprocess.Popen, seconds: float) -> float:
@@ -161,22 +143,6 @@ def sgemm_flops_per_second(config: Config) -> float:
 
 
 # -- the workers --
-
-
-def serve(args: argparse.Namespace) -> None:
-    """Answer each number of seconds on standard input with the times of the steps done in them."""
-    config = preset_config(args.preset[0], args.dropout)
-    step = {"ours": our_step, "torch": torch_step}[args.worker](config, args)
-    for _ in range(3):
-        step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        times, stop = [], time.perf_counter() + float(line)
-        while time.perf_counter() < stop:
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-        print(json.dumps(times), flush=True)
 
 
 def make_dataset(config: Config):

@@ -171,7 +171,7 @@ class Dropout(Module):
         return ops.dropout(x, self.p, self.training)
 
 
-def _init_generator() -> np.random.Generator:
+def _init_generator() -> "np.random.Generator":
     """The next place in the current scope's initialisation stream."""
     place = random.current().next_place(0)
     return random.generator(place.seed, random.INIT, place.step, place.call)

@@ -24,7 +24,8 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def philox(seed: int, stream: int, step: int = 0, call: int = 0, block: int = 0) -> np.random.Philox:
+# Quoted annotations: NumPy loads np.random, a tenth of its own start-up, when it is first named.
+def philox(seed: int, stream: int, step: int = 0, call: int = 0, block: int = 0) -> "np.random.Philox":
     """The bit generator that starts at this place."""
     return np.random.Philox(key=_words(seed, stream), counter=_words(block, call, step, 0))
 
@@ -33,7 +34,7 @@ def _words(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
 
 
-def generator(seed: int, stream: int, step: int = 0, call: int = 0) -> np.random.Generator:
+def generator(seed: int, stream: int, step: int = 0, call: int = 0) -> "np.random.Generator":
     """A NumPy generator at this place, for draws on the host: initial weights, batches, sampled tokens."""
     return np.random.Generator(philox(seed, stream, step, call))
 

@@ -125,22 +125,25 @@ def record(data, parents: tuple, vjp) -> Tensor:
     vjp: gy -> one gradient per parent, each an array that broadcasts from the parent's shape, or None. It may
         close over arrays and shapes, never over a Tensor, and must not write into `gy` or into any input.
     """
-    if isinstance(data, (np.generic, int, float)):  # NumPy turns 0-d results into scalars
-        data = np.asarray(data)
     out = object.__new__(Tensor)
-    out.data = data
-    out.grad = None
-    out.node = None
+    out.data = data = as_array(data)  # NumPy turns 0-d results into scalars
+    out.grad = out.node = None
     if autograd.mode.recording:
-        nodes = tuple([p.node if isinstance(p, Tensor) else None for p in parents])
-        if nodes.count(None) != len(nodes):
+        nodes = []
+        for p in parents:  # in a loop: before Python 3.12 a comprehension is a call
+            nodes.append(p.node if isinstance(p, Tensor) else None)
+        if any(nodes):
             out.node = Node(nodes, vjp, data)
     return out
 
 
 def needs_grad(*inputs) -> bool:
     """Whether an op on these inputs will be recorded, and so has anything to keep for its backward."""
-    return autograd.mode.recording and any(isinstance(p, Tensor) and p.node is not None for p in inputs)
+    if autograd.mode.recording:
+        for x in inputs:  # in a loop: any() with a generator takes three times as long
+            if isinstance(x, Tensor) and x.node is not None:
+                return True
+    return False
 
 
 def grad(output: Tensor, inputs, gradient=None, deposit=None) -> list | None:

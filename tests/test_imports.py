@@ -45,12 +45,24 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_importing_tensorlite_loads_neither_cupy_nor_torch():
-    code = "import sys, json, tensorlite; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+def modules_after(statement: str) -> set[str]:
+    """What a fresh interpreter has loaded after the statement."""
+    code = f"import sys, json; {statement}; print(json.dumps([*sys.modules]))"
     out = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
-    loaded = set(json.loads(out.stdout))
+    return set(json.loads(out.stdout))
+
+
+def test_importing_tensorlite_loads_neither_cupy_nor_torch():
+    loaded = {module.partition(".")[0] for module in modules_after("import tensorlite")}
     assert {"tensorlite", "numpy"} <= loaded
     assert not loaded & {"cupy", "cupyx", "torch", "gpt", "safetensors", "tqdm", "threadpoolctl"}
+
+
+def test_importing_tensorlite_adds_little_to_numpy():
+    """Small modules of the standard library, and nothing of NumPy's that waits to be named, as np.random does."""
+    added = modules_after("import tensorlite") - modules_after("import numpy")
+    small = {"copy", "dataclasses", "mmap", "threading"}
+    assert {module for module in added if module.partition(".")[0] != "tensorlite"} <= small
 
 
 def test_only_one_file_imports_cupy():

@@ -17,16 +17,15 @@ def is_number(x) -> bool:
     return isinstance(x, (int, float))
 
 
-def operand(x):
+def constant(x):
     """As `data`, but a Python number stays one: it takes the dtype of the array it meets."""
-    if isinstance(x, Tensor):
-        return x.data
     return x if is_number(x) else data(x)
 
 
 def pair(a, b, op: str):
     """The arrays of two operands, which must be on one device."""
-    x, y = operand(a), operand(b)
+    x = a.data if isinstance(a, Tensor) else constant(a)
+    y = b.data if isinstance(b, Tensor) else constant(b)
     if type(x) is not type(y):
         backend_of(x, y, op=op)
     return x, y
