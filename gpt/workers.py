@@ -134,7 +134,6 @@ class Workers:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
             if pid == 0:
-                status = 1
                 try:
                     # Ctrl-C and a scheduler's signal reach all processes; it is for the caller to end the step.
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -143,13 +142,8 @@ class Workers:
                         if end not in (worker.source, worker.sink):
                             os.close(end)
                     self._serve(worker)
-                    status = 0
-                except MemoryError:
-                    pass  # the caller says it
-                except BaseException:
-                    traceback.print_exc()
                 finally:
-                    os._exit(status)  # leaving what the caller has yet to write and to clean up alone
+                    os._exit(0)  # leaving what the caller has yet to write and to clean up alone
         self._stop.append(lambda: (os.kill(pid, signal.SIGKILL), os.waitpid(pid, 0)))
 
     def _serve(self, me: Worker) -> None:
@@ -164,7 +158,9 @@ class Workers:
                 if me.index > 1:
                     me.receive(_DONE)
                 me.send(_DONE)
-        except WorkerGone:
-            pass
+        except (WorkerGone, MemoryError):
+            pass  # the caller says it
+        except BaseException:
+            traceback.print_exc()
         finally:
-            me.close()
+            me.close()  # the news for the caller, who may then end this process at once
