@@ -3,7 +3,7 @@
 import numpy as np
 
 from tensorlite import autograd
-from tensorlite.autograd import Node
+from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
 
 
@@ -128,7 +128,7 @@ def record(data, parents: tuple, vjp) -> Tensor:
     out = object.__new__(Tensor)
     out.data = data = as_array(data)  # NumPy turns 0-d results into scalars
     out.grad = out.node = None
-    if autograd.mode.recording:
+    if mode.recording:
         nodes = []
         for p in parents:  # in a loop: before Python 3.12 a comprehension is a call
             nodes.append(p.node if isinstance(p, Tensor) else None)
@@ -139,7 +139,7 @@ def record(data, parents: tuple, vjp) -> Tensor:
 
 def needs_grad(*inputs) -> bool:
     """Whether an op on these inputs will be recorded, and so has anything to keep for its backward."""
-    if autograd.mode.recording:
+    if mode.recording:
         for x in inputs:  # in a loop: any() with a generator takes three times as long
             if isinstance(x, Tensor) and x.node is not None:
                 return True

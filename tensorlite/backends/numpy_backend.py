@@ -57,6 +57,9 @@ class NumpyBackend(Backend):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"{op}: id {wrong} is out of range; the {size} ids go from 0 to {size - 1}")
 
+    def gemm(self, a, b, trans_a=False, trans_b=False, out=None):
+        return np.matmul(a.mT if trans_a else a, b.mT if trans_b else b, out=out)
+
     def sum_rows(self, x):
         return _column_sums(x)
 

@@ -31,7 +31,7 @@ def matmul(a, b) -> Tensor:
         ga = be.gemm(gy, y, trans_b=True) if need_a else None
         if not need_b:
             return ga, None
-        if y.ndim == 2:  # one product over all rows, instead of one per leading index and a sum
+        if x.ndim > y.ndim == 2:  # one product over all rows, instead of one per leading index and a sum
             return ga, be.gemm(x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1]), trans_a=True)
         return ga, be.gemm(x, gy, trans_a=True)
 
