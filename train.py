@@ -46,7 +46,7 @@ def build_parser(defaults: dict) -> Parser:
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this help, with PRESET's values, and exit")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU, or GPU (default: numpy)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU cores to use (default: the physical ones)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(

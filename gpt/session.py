@@ -38,8 +38,8 @@ class Session:
         """Train, sample, and return the exit status."""
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         interrupt_on_terminate()
-        self._introduce()
         with Trainer(self.model, self.dataset, self.config.train, self.threads) as trainer:
+            self._introduce(trainer.threads)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
@@ -51,12 +51,13 @@ class Session:
         print(f"best val loss {progress.best_val_loss:.4f}; more text: python sample.py --model {self.folder.path}")
         return 0
 
-    def _introduce(self) -> None:
+    def _introduce(self, cores: int) -> None:
         data, train = self.dataset, self.config.train
-        kind = tl.backend_of(self.model.token_table.data).name
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        device = tl.backend_of(self.model.token_table.data).name
+        if device == "numpy":
+            device += f" on {cores} core{'s' if cores > 1 else ''}"
         print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
-        print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {kind}, {threads}")
+        print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
         shown = [f"uniform {counted.pop('uniform'):.4f}"]
         shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]

@@ -37,20 +37,21 @@ class Evaluation:
 class Trainer:
     """Trains `model` on `dataset` as `config` says. A context manager: it holds workers and BLAS's limits.
 
-    threads: how many cores to use.
+    threads: how many cores to use, at most one for each micro-batch.
 
     Every batch and mask is a function of (config.seed, step), so a trainer whose parameters, moments and `step` are
     restored goes on exactly as the one that was stopped would have. The workers need to be told nothing but the step.
     """
 
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig, threads: int = 1):
-        self.model, self.dataset, self.config, self.threads = model, dataset, config, threads
+        self.model, self.dataset, self.config = model, dataset, config
         self.optimizer = AdamW(
             decay_groups(model.parameters(), config.weight_decay), betas=(config.beta1, config.beta2)
         )
         self.flat = self.optimizer.flat
         zeros, dtype = self.flat.backend.shared_zeros, self.flat.data.dtype
         self._micro_losses = zeros(len(self._micro_batches(self.rows_per_step)), dtype)
+        self.threads = min(threads, len(self._micro_losses))
         self._eval_losses = zeros(2 * config.eval_iters, dtype)
 
     def __enter__(self) -> "Trainer":

@@ -114,7 +114,7 @@ class Workers:
                 me.receive(_DONE)
         except WorkerGone:
             self.close()
-            raise UserError("a worker process ended unexpectedly; is the memory full? Lower --threads") from None
+            raise UserError("a worker process was killed, for want of memory perhaps: lower --threads, and --resume") from None
         except BaseException:
             self.close()  # the ring is in a state that nobody knows
             raise

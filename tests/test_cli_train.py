@@ -152,7 +152,7 @@ def test_what_a_run_prints_and_leaves(finished):
     parameters = last.build_model().num_parameters()
     assert re.fullmatch(
         r"text: text.txt; [\d,]+ tokens to train on, [\d,]+ to validate\n"
-        rf"model: gpt, {parameters:,} parameters; numpy, \d+ threads?\n"
+        rf"model: gpt, {parameters:,} parameters; numpy on \d+ cores?\n"
         r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
         r"run: run\n(step \d+: train loss N, val loss N\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"

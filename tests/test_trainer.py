@@ -64,6 +64,12 @@ def test_same_bits_for_any_number_of_threads_and_evaluations(dropout, micro_batc
         assert trained(threads=threads, evaluate_every=evaluate_every, **options) == expected
 
 
+def test_no_more_workers_than_micro_batches():
+    assert make(threads=99).threads == 4
+    assert make(threads=3).threads == 3
+    assert make(threads=99, gradient_accumulation_steps=2).threads == 8
+
+
 def test_seed_and_dropout_change_the_numbers():  # or the tests above would prove nothing
     runs = [trained(), trained(seed=6), trained(dropout=0.2), trained(dropout=0.2, seed=6)]
     assert len({run[0] for run in runs[::2]}) == 2

@@ -143,7 +143,7 @@ def test_killed_worker_is_an_error_and_not_a_hang(busy):
         workers.run("job", 0)
         if not busy:
             os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(UserError, match="worker process ended unexpectedly"):
+        with pytest.raises(UserError, match="worker process was killed"):
             workers.run("job", int(busy))
     assert all(gone(pid) for pid in pids[1:])
 
