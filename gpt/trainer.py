@@ -21,7 +21,7 @@ from gpt.interrupt import hold_interrupts
 from gpt.language_model import LanguageModel
 from gpt.workers import Worker, Workers
 from tensorlite import grad, no_grad, random
-from tensorlite.optim import AdamW, clip_grad_norm_, decay_groups, learning_rate
+from tensorlite.optim import AdamW, decay_groups, learning_rate
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Trainer:
         self._micro_losses = zeros(len(self._micro_batches(self.rows_per_step)), dtype)
         self.threads = min(threads, len(self._micro_losses))
         self._eval_losses = zeros(2 * config.eval_iters, dtype)
+        self._norm = zeros(1, dtype)
 
     def __enter__(self) -> "Trainer":
         self.flat.backend.tune_allocator()
@@ -99,11 +100,11 @@ class Trainer:
         self._workers.run("gradients", self.step)
         with np.errstate(all="ignore"), hold_interrupts():  # a half-done update could be neither saved nor repeated
             loss = self._micro_losses.sum()
-            norm = clip_grad_norm_(self.flat, self.config.grad_clip)
+            self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
             optimizer.lr = self.learning_rate(self.step)
             self._workers.run("update", self.step)
             optimizer.steps += 1
-        return loss, norm
+        return loss, self._norm[0].copy()
 
     def evaluate(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
         """Losses over the same batches each time, from a stream of their own, in eval mode. `tell(done, total)` hears
@@ -152,8 +153,10 @@ class Trainer:
 
     @np.errstate(all="ignore")
     def _update(self, worker: Worker, step: int) -> None:
-        """AdamW on this worker's share of the parameters."""
-        self.optimizer.update(worker.share(self.optimizer.pieces), step + 1, self.learning_rate(step))
+        """AdamW with clipped gradients, on this worker's share of the parameters."""
+        clip = self.config.grad_clip
+        scale = self.flat.backend.clip_factor(self._norm[0], clip) if clip else 1.0
+        self.optimizer.update(worker.share(self.optimizer.pieces), step + 1, self.learning_rate(step), scale)
 
     @np.errstate(all="ignore")
     def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:

@@ -92,13 +92,17 @@ class AdamW:
         self.steps += 1
         self.update(self.pieces, self.steps, self.lr)
 
-    def update(self, pieces: list, step: int, lr: float) -> None:
-        """Step number `step`, from 1 on, of these of the `pieces` alone: workers may each do some at the same time."""
+    def update(self, pieces: list, step: int, lr: float, grad_scale=1.0) -> None:
+        """Step number `step`, from 1 on, of these of the `pieces` alone: workers may each do some at the same time.
+
+        grad_scale: multiplies the gradients, such as to clip them without writing them anew.
+        """
         flat = self.flat
         for part, decay in pieces:
             flat.backend.adamw_step(
-                flat.data[part], flat.grad[part], self.m[part], self.v[part], step, lr, self.betas, self.eps, decay
-            )
+                flat.data[part], flat.grad[part], self.m[part], self.v[part],
+                step, lr, self.betas, self.eps, decay, grad_scale,
+            )  # fmt: skip
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:
@@ -116,7 +120,7 @@ def clip_grad_norm_(flat: FlatBuffer, max_norm: float):
     flat.bind_gradients()
     norm = flat.backend.l2_norm(flat.grad)
     if max_norm > 0:
-        flat.backend.scale_to_norm(flat.grad, norm, max_norm)
+        flat.grad *= flat.backend.clip_factor(norm, max_norm)
     return norm
 
 

@@ -245,24 +245,28 @@ class Backend:
         """The Euclidean norm of a flat array, as a 0-d array that stays on the device."""
         return self.xp.sqrt(self.xp.dot(x, x))
 
-    def scale_to_norm(self, x, norm, max_norm: float) -> None:
-        """x *= min(1, max_norm / norm), in place."""
-        x *= self.xp.minimum(max_norm / (norm + 1e-6), 1.0).astype(x.dtype)
+    def clip_factor(self, norm, max_norm: float):
+        """min(1, max_norm / norm): what gradients of this norm are to be multiplied by. 0-d, and stays on the device."""
+        return self.xp.minimum(max_norm / (norm + 1e-6), 1.0)
 
-    def adamw_step(self, p, g, m, v, step: int, lr: float, betas: tuple, eps: float, decay: float) -> None:
+    def adamw_step(
+        self, p, g, m, v, step: int, lr: float, betas: tuple, eps: float, decay: float, grad_scale=1.0
+    ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) on flat arrays; p, m and v are updated in place.
 
-        step counts from 1.
+        step counts from 1. grad_scale: a number, or a 0-d array, that multiplies the gradients.
         """
         beta1, beta2 = betas
+        correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
         m *= beta1
-        m += (1 - beta1) * g
+        m += ((1 - beta1) * grad_scale) * g
         v *= beta2
-        v += (1 - beta2) * g * g
-        update = self.xp.sqrt(v)
-        update /= math.sqrt(1 - beta2**step)
-        update += eps
+        square = g * g
+        square *= (1 - beta2) * grad_scale**2
+        v += square
+        update = self.xp.sqrt(v, out=square)  # lr * (m / correction1) / (sqrt(v) / correction2 + eps)
+        update += eps * correction2
         self.xp.divide(m, update, out=update)
-        update *= lr / (1 - beta1**step)
+        update *= lr * correction2 / correction1
         p *= 1 - lr * decay
         p -= update

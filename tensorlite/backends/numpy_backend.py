@@ -180,7 +180,7 @@ class NumpyBackend(Backend):
 
     def attention_vjp(self, gy, q, k, v, saved, scale, keep_scale, out=(None, None, None)):
         gq, gk, gv = (np.empty_like(x) if g is None else g for x, g in zip((q, k, v), out, strict=True))
-        gy = gy * keep_scale
+        gy = gy if keep_scale == 1.0 else gy * keep_scale
         gy_down = np.multiply(gy.swapaxes(-1, -2), scale, order="C")
         whole = True  # the last block sees every key; the ones before it add to what it wrote
         for rows, seen, probs, kept in reversed(saved):
