@@ -26,8 +26,8 @@ PROCESSES = sys.platform == "linux"
 _COMMAND = struct.Struct("<bq")  # which function, its argument
 _TURN, _DONE = b"t", b"d"
 
-# How often a process looks for a message, a millisecond in all, before it sleeps: most come sooner, and to be woken takes
-# longer than the work between two turns of a small model. Worth 3 % of its step.
+# How often a process looks for a message, a millisecond in all, before it sleeps: most come sooner, and to be woken
+# takes longer than the work between two turns of a small model. Worth 3 % of its step.
 _LOOKS = 1000
 
 
@@ -129,7 +129,7 @@ class Workers:
                 me.receive(_DONE)
         except WorkerGone:
             self.close()
-            raise UserError("a worker process was killed, for want of memory perhaps: lower --threads, and --resume") from None
+            raise UserError("a worker process was killed; is the memory full? Lower --threads, and --resume") from None
         except BaseException:
             self.close()  # the ring is in a state that nobody knows
             raise
