@@ -59,28 +59,29 @@ def measured_on(machines: list[dict]) -> list[str]:
 
 
 def train_step(files: list[dict]) -> str:
-    header = "preset | dropout | beside | step | its step | speed | memory | its memory | floor"
+    header = "preset | dropout | against | our step | its step | ratio | our memory | its memory | floor"
+    runs = middle_runs(files, "rival", "preset", "dropout")
     rows = [
-        f"`{r['preset']}` | {r['dropout']:g} | {r['rival']} | {r['ours_ms']:.1f} ms | {r['torch_ms']:.1f} ms"
+        f"`{r['preset']}` | {r['dropout']:g} | {r['rival']} | {duration(r['ours_ms'])} | {duration(r['torch_ms'])}"
         f" | {speed(r)} | {r['ours_mb']} MB | {r['torch_mb']} MB | {r['floor_share']:.0%}"
-        for r in rows_of(files)
+        for r in sorted(runs, key=lambda row: (row["rival"], row["ours_ms"]))
     ]
     return table(
-        "A training step (`python bench/train_step.py`): forward, backward, clipping and AdamW, beside PyTorch on the"
-        " same weights, batches and number of threads. The speed is PyTorch's time over ours, the median of the rounds"
-        " and their range; the memory is the process's largest; the floor is the share of our step that its matrix"
-        " products alone would take at sgemm's full speed.",
+        "A training step (`python bench/train_step.py`): forward, backward, clipping and AdamW, on the same weights,"
+        " batches and number of threads. The ratio is PyTorch's time over ours: the middle run's, and the range of all"
+        " rounds of all runs; the memory is the largest of all processes together; the floor is the share of our step"
+        " that its matrix products alone would take at sgemm's full speed.",
         header,
         rows,
     )
 
 
 def generate(files: list[dict]) -> str:
-    header = "preset | batch | threads | tokens/s | without the cache | PyTorch's, with a cache | speed"
+    header = "preset | batch | threads | tokens/s | without the cache | PyTorch's, with a cache | ratio"
     rows = [
         f"`{r['preset']}` | {r['batch']} | {r['threads']} | {r['cached_tokens_per_s']:,.0f}"
         f" | {r['uncached_tokens_per_s']:,.0f} | {r['torch_tokens_per_s']:,.0f} | {speed(r)}"
-        for r in rows_of(files)
+        for r in middle_runs(files, "preset", "batch", "threads")
     ]
     return table("Sampling (`python bench/generate.py`):", header, rows)
 
@@ -109,6 +110,22 @@ TABLES = {"train_step": train_step, "generate": generate, "ops": ops, "startup":
 
 def rows_of(files: list[dict]) -> list[dict]:
     return [row for file in files for row in file["results"]]
+
+
+def middle_runs(files: list[dict], *keys: str) -> list[dict]:
+    """A row for each value of these keys: of several runs the one with the middle ratio, with the rounds of all."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows_of(files):
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    middle = []
+    for rows in groups.values():
+        rows.sort(key=lambda row: row["ratio"])
+        middle.append(rows[len(rows) // 2] | {"ratios": [ratio for row in rows for ratio in row["ratios"]]})
+    return middle
+
+
+def duration(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
 
 
 def speed(row: dict) -> str:

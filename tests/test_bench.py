@@ -25,7 +25,14 @@ SAMPLING = {"preset": "tiny", "batch": 1, "threads": 2, "cached_tokens_per_s": 1
 SAMPLING |= {"torch_tokens_per_s": 617.0, "ratio": 2.0, "ratios": [2.0, 2.0]}
 RESULTS = {
     "train_step-a.json": {"results": [STEP], "date": "2026-01-03"},
-    "train_step-b.json": {"results": [STEP | {"rival": "torch.compile"}], "date": "2026-01-02"},
+    "train_step-b.json": {
+        "results": [STEP | {"rival": "torch.compile"}, STEP | {"ratio": 1.5, "ratios": [1.4, 1.5], "ours_ms": 16.0}],
+        "date": "2026-01-02",
+    },
+    "train_step-c.json": {
+        "results": [STEP | {"ratio": 2.5, "ratios": [2.4, 2.6], "ours_ms": 10.0}],
+        "date": "2026-01-02",
+    },
     "generate.json": {"results": [SAMPLING], "date": "2026-01-02"},
     "ops.json": {
         "results": [],
@@ -61,7 +68,7 @@ def test_every_committed_result_is_reported():
 def test_every_kind_of_result_is_shown(results):
     section = report.performance(results)
     for row in (
-        "| `tiny` | 0.2 | torch eager | 12.3 ms | 24.7 ms | 2.00x (1.90 to 2.20) | 50 MB | 300 MB | 50% |",
+        "| `tiny` | 0.2 | torch eager | 12.3 ms | 24.7 ms | 2.00x (1.40 to 2.60) | 50 MB | 300 MB | 50% |",
         "| `tiny` | 0.2 | torch.compile | 12.3 ms | 24.7 ms | 2.00x (1.90 to 2.20) | 50 MB | 300 MB | 50% |",
         "| `tiny` | 1 | 2 | 1,234 | 100 | 617 | 2.00x (2.00 to 2.00) |",
         "| `add` | 0.30 | +1.20 | +0.70 | +1.05 |",
