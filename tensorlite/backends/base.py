@@ -246,7 +246,7 @@ class Backend:
         return self.xp.sqrt(self.xp.dot(x, x))
 
     def clip_factor(self, norm, max_norm: float):
-        """min(1, max_norm / norm): what gradients of this norm are to be multiplied by. 0-d, and stays on the device."""
+        """min(1, max_norm / norm), which gradients of this norm are to be multiplied by: 0-d, stays on the device."""
         return self.xp.minimum(max_norm / (norm + 1e-6), 1.0)
 
     def adamw_step(
