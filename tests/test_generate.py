@@ -184,7 +184,7 @@ def test_model_is_left_as_it_was(training):
     for _ in range(3):
         next(tokens)
         assert all(module.training == training for module in model.modules())
-        assert tl.needs_grad(*model.parameters())
+        assert all(tl.needs_grad(p) for p in model.parameters())
     tokens.close()
     with pytest.raises(IndexError, match="id 99"):
         model.generate([[99]], 1)
