@@ -10,6 +10,7 @@ megabyte of text and with evaluations of one batch; sample.py's until the first 
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
@@ -25,6 +26,7 @@ from machine import machine
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every reading would compile what a user's Python compiles once
 
 
 def main() -> None:
