@@ -9,16 +9,12 @@ next, so that short and long contexts count alike. Without the cache there is on
 """
 
 import argparse
-import json
 import statistics
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-from machine import machine
-from turns import ask, preset_config, serve, start_worker, stop, time_calls
-
-from gpt.session import physical_cores
+from machine import write_results
+from turns import ask, comparison_parser, preset_config, serve, start_worker, stop, time_calls
 
 SIDES = ("cached", "uncached", "torch")
 
@@ -29,20 +25,12 @@ def main() -> None:
         serve(make_turn(args))
         return
     rows = [compare(preset, args) for preset in args.preset]
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=2) + "\n")
+    write_results(args.json, results=rows)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    presets = ["little-shakespeare", "shakespeare-char"]
-    parser.add_argument("--preset", nargs="+", default=presets, help="presets by name (default: these two)")
+    parser = comparison_parser(__doc__, SIDES, ["little-shakespeare", "shakespeare-char"])
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="of both sides (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

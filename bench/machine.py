@@ -1,11 +1,18 @@
 """What a result was measured on."""
 
 import datetime
+import json
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+
+def write_results(path: Path | None, **results) -> None:
+    """Write them into a JSON file, if there is to be one, with what they were measured on."""
+    if path:
+        path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
 
 
 def machine() -> dict:

@@ -16,7 +16,6 @@ forward under no_grad, and backward, per op of a long chain.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field knows
-from machine import machine
+from machine import write_results
 from threadpoolctl import threadpool_limits
 from train_step import sgemm_flops_per_second
 from turns import preset_config
@@ -46,9 +45,7 @@ def main() -> None:
     with threadpool_limits(1, user_api="blas"):
         rows = [row for preset in args.preset for row in compare(preset, args)]
         costs = overhead(args.rounds)
-    if args.json:
-        result = {"machine": machine(), "results": rows, "overhead": costs}
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_results(args.json, results=rows, overhead=costs)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,7 +9,6 @@ megabyte of text and with evaluations of one batch; sample.py's until the first 
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -22,7 +21,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from machine import machine
+from machine import write_results
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,8 +40,7 @@ def main() -> None:
             row["ratio"] = round(statistics.median(t / n for t, n in zip(times, numpy, strict=True)), 3)
         print_row(row)
         rows.append(row)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=2) + "\n")
+    write_results(args.json, results=rows)
 
 
 def parse_arguments() -> argparse.Namespace:

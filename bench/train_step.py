@@ -10,19 +10,16 @@ memory is the most that a side, its own workers included, is seen to hold in a t
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from machine import machine, memory_mb
-from turns import VOCAB_SIZE, ask, preset_config, serve, start_worker, stop, time_calls
+from machine import memory_mb, write_results
+from turns import VOCAB_SIZE, ask, comparison_parser, preset_config, serve, start_worker, stop, time_calls
 
 from gpt.config import Config
-from gpt.session import physical_cores
 from gpt.tokenizer import ByteTokenizer
 
 SIDES = ("ours", "torch")
@@ -39,20 +36,13 @@ def main() -> None:
         serve(lambda seconds: time_calls(step, seconds))
         return
     rows = [compare(preset, args) for preset in args.preset]
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=2) + "\n")
+    write_results(args.json, results=rows)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", nargs="+", default=["little-shakespeare", "nanogpt-cpu"], help="presets by name")
+    parser = comparison_parser(__doc__, SIDES, ["little-shakespeare", "nanogpt-cpu"])
     parser.add_argument("--dropout", type=float, help="instead of the preset's")
     parser.add_argument("--compile", action="store_true", help="compile the torch model with torch.compile")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="of both sides (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

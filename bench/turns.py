@@ -5,6 +5,7 @@ A worker is the same script started once more. It says "ready" when it has warme
 on its standard input with a line of JSON about a turn of that length.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from gpt.config import Config, load_preset  # noqa: E402
+from gpt.session import physical_cores  # noqa: E402
 
 VOCAB_SIZE = 65  # tinyshakespeare's
 
@@ -25,6 +27,19 @@ def preset_config(preset: str, **changes) -> Config:
     """The preset with some keys changed (None: not), for a text of VOCAB_SIZE symbols."""
     config = load_preset(preset).updated({key: value for key, value in changes.items() if value is not None})
     return Config(replace(config.gpt, vocab_size=VOCAB_SIZE), config.train)
+
+
+def comparison_parser(description: str, sides: tuple[str, ...], presets: list[str]) -> argparse.ArgumentParser:
+    """The options that every comparison of sides in turns has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = f"presets by name (default: {' '.join(presets)})"
+    parser.add_argument("--preset", nargs="+", default=presets, help=default)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="of both sides (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--worker", choices=sides, help=argparse.SUPPRESS)
+    return parser
 
 
 # -- the parent --
