@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from gpt.cli import Parser, run_script
+from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 
+MEMORY_OPTIONS = "--num-samples"
 SEPARATOR = "\n---------------\n"
 
 
@@ -24,12 +26,11 @@ def main() -> int:
     from gpt.files import atomic_write
     from gpt.generate import default_prompt, stream_text
     from gpt.run import find_checkpoint
-    from tensorlite import get_backend
 
-    get_backend(args.backend)
+    device = Device(args.backend, args.dtype, args.tf32, args.graph)
     path = find_checkpoint(args.model)
     checkpoint = load_checkpoint(path)
-    model = checkpoint.build_model().to(args.backend)
+    model = device.place(checkpoint.build_model())
     prompt = read_prompt(args)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
@@ -68,7 +69,7 @@ def build_parser() -> Parser:
     option("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
     option("--seed", type=int, default=1337, metavar="S", help="the same seed, the same text (default: %(default)s)")
     option("--out", type=Path, metavar="FILE", help="write the text into a file too (default: no)")
-    option("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU or GPU (default: %(default)s)")
+    add_device_options(parser, threads=False)
     return parser
 
 
@@ -113,4 +114,4 @@ def show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, MEMORY_OPTIONS)

@@ -11,21 +11,25 @@ from pathlib import Path
 
 from gpt.cli import Parser, add_config_options, run_script
 from gpt.config import PRESETS, load_preset
+from gpt.device import Device, add_device_options
 
 DEFAULT_PRESET = "little-shakespeare"
-RUN_OPTIONS = ("help", "preset", "backend", "threads", "out", "resume", "overwrite")  # not of the configuration
+MEMORY_OPTIONS = "--batch-size (and raise --gradient-accumulation-steps), --block-size or --n-embd"
+DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
+RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite")  # not of the configuration
 
 
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
     from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait for it
 
+    device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
     if args.resume:
-        session = resume_session(args.out, args.preset, options, args.backend, args.threads)
+        session = resume_session(args.out, args.preset, options, device)
     else:
         config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
-        session = start_session(config, args.out, args.overwrite, args.backend, args.threads)
+        session = start_session(config, args.out, args.overwrite, device)
     return session.run()
 
 
@@ -45,17 +49,16 @@ def build_parser(defaults: dict) -> Parser:
         help=f"{', '.join(PRESETS)}, or a TOML file; sets the defaults below (default: {DEFAULT_PRESET})",
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this help, with PRESET's values, and exit")
-    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="CPU, or GPU (default: numpy)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU cores to use (default: the physical ones)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
     )
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
+    add_device_options(parser, threads=True)
     add_config_options(parser, defaults)
     return parser
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, MEMORY_OPTIONS)

@@ -17,7 +17,7 @@ def write_results(path: Path | None, **results) -> None:
 
 def machine() -> dict:
     """Processor, cores, versions and date."""
-    from gpt.session import physical_cores
+    from gpt.device import physical_cores
 
     versions = {}
     for package in ("numpy", "torch"):

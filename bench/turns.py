@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from gpt.config import Config, load_preset  # noqa: E402
-from gpt.session import physical_cores  # noqa: E402
+from gpt.device import physical_cores  # noqa: E402
 
 VOCAB_SIZE = 65  # tinyshakespeare's
 

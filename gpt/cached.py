@@ -6,6 +6,8 @@ half to the time of what they compute.
 
 import math
 
+import numpy as np
+
 import tensorlite as tl
 
 
@@ -22,11 +24,16 @@ class CachedGPT:
         self.batch_size, self.block_size, self.length = batch_size, config.block_size, 0
         self._backend = be = tl.backend_of(model.token_table.data)
         self._wte, self._wpe = parts.wte.weight.data, parts.wpe.weight.data
+        self._dtype = model.compute_dtype or self._wte.dtype
+        # What a single token is read from and its scores are put into: in place, so that this can be recorded.
+        self._ids, self._position = be.asarray(np.zeros((batch_size, 1), np.int64)), be.asarray(np.zeros(1, np.int64))
+        self._scores = be.asarray(np.zeros((batch_size, config.vocab_size), self._wte.dtype))
+        self._read_one = be.replayable(lambda: self._read(self._ids, self._position))
         shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         layers = [layer for h in parts.h for layer in (h.attn.c_attn, h.attn.c_proj, h.mlp.c_fc, h.mlp.c_proj)]
-        *linears, self._lm_head = _linears(be, [*layers, model.lm_head])
+        *linears, self._lm_head = _linears(be, [*layers, model.lm_head], self._dtype)
         self._blocks = [
-            _CachedBlock(be, block, linears[4 * i : 4 * i + 4], be.xp.empty(shape, self._wte.dtype))
+            _CachedBlock(be, block, linears[4 * i : 4 * i + 4], be.xp.empty(shape, self._dtype))
             for i, block in enumerate(parts.h)
         ]
         self._ln_f = _norm(be, parts.ln_f)
@@ -36,11 +43,22 @@ class CachedGPT:
         if self.batch_size != B or not 0 < T <= self.block_size - start:
             expected = f"({self.batch_size}, T) with {start} + T at most {self.block_size}"
             raise ValueError(f"CachedGPT: expected ids of shape {expected}, T at least 1, got {ids.shape}")
-        x = be.embedding(be.asarray(ids), self._wte) + self._wpe[start : start + T]  # (B, T, C) + (T, C)
-        for block in self._blocks:
-            x = block(x, start)
+        if T == 1:
+            be.upload(self._ids, ids)
+            be.upload(self._position, [start])
+            self._read_one()
+        else:
+            self._read(be.asarray(ids), slice(start, start + T))
         self.length = start + T
-        return be.to_numpy(self._lm_head(self._ln_f(x[:, -1])))
+        return be.to_numpy(self._scores).copy()
+
+    def _read(self, ids, positions) -> None:
+        """Put the scores of what follows ids (B, T) into `_scores`. positions: a slice, or an array of the only one."""
+        x = self._backend.embedding(ids, self._wte) + self._wpe[positions]  # (B, T, C) + (T, C)
+        x = x.astype(self._dtype, copy=False)
+        for block in self._blocks:
+            x = block(x, positions)
+        self._scores[...] = self._lm_head(self._ln_f(x[:, -1]))
 
 
 class _CachedBlock:
@@ -52,29 +70,28 @@ class _CachedBlock:
         self.c_attn, self.c_proj, self.c_fc, self.mlp_proj = linears
         self.activation = block.mlp.activation
 
-    def __call__(self, x, start: int):
-        x = x + self.c_proj(self.attention(self.c_attn(self.ln_1(x)), start))
+    def __call__(self, x, positions):
+        x = x + self.c_proj(self.attention(self.c_attn(self.ln_1(x)), positions))
         return x + self.mlp_proj(self.activation(self.c_fc(self.ln_2(x))).data)
 
-    def attention(self, qkv, start: int):
-        """Of T tokens, qkv (B, T, 3 C), to the `start` ones before them and to each other: (B, T, C)."""
+    def attention(self, qkv, positions):
+        """Of T tokens, qkv (B, T, 3 C), to the ones before them and to each other: (B, T, C)."""
         _, B, n_head, _, D = self.cache.shape  # noqa: N806
         T, scale = qkv.shape[1], 1.0 / math.sqrt(D)  # noqa: N806
-        qkv = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)
-        self.cache[:, :, :, start : start + T] = qkv[1:]
-        q, (k, v) = qkv[0], self.cache[:, :, :, : start + T]
         if T == 1:  # a single query sees every key, and its scores need no order that suits many
-            y = self.be.gemm(self.be.softmax(self.be.gemm(q * scale, k, trans_b=True)), v)
-        else:
-            y, _ = self.be.attention(q, k, v, True, scale, None, 1.0)
+            return self.be.attention_of_next(qkv, self.cache, positions, scale)
+        qkv = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)
+        self.cache[:, :, :, positions] = qkv[1:]
+        q, (k, v) = qkv[0], self.cache[:, :, :, : positions.stop]
+        y, _ = self.be.attention(q, k, v, True, scale, None, 1.0)
         return y.swapaxes(1, 2).reshape(B, T, n_head * D)
 
 
-def _linears(be, layers) -> list:
+def _linears(be, layers, dtype) -> list:
     """A function for each linear layer, on a copy of its weight. The products of a single row wait for memory, and all
     in one piece, for which NumPy asks for large pages, the weights are read half as fast again."""
     weights = [layer.weight.data for layer in layers]
-    memory, start, linears = be.xp.empty(sum(w.size for w in weights), weights[0].dtype), 0, []
+    memory, start, linears = be.xp.empty(sum(w.size for w in weights), dtype), 0, []
     for layer, weight in zip(layers, weights, strict=True):
         copy = memory[start : start + weight.size].reshape(weight.shape)
         copy[...] = weight

@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 from gpt.config import GPTConfig, idle_keys, option_fields
 from gpt.errors import UserError
-from tensorlite import BackendError
+from tensorlite import BackendError, get_backend
 
 
-def run_script(main: Callable[[], int]) -> None:
-    """Call `main` and exit with its status. What the user can mend ends in one sentence and status 2."""
+def run_script(main: Callable[[], int], memory_options: str) -> None:
+    """Call `main` and exit with its status. What the user can mend ends in one sentence and status 2.
+
+    memory_options: what to lower when there is not enough memory.
+    """
     name = os.path.basename(sys.argv[0])  # noqa: PTH119
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell's >&-
@@ -24,7 +27,9 @@ def run_script(main: Callable[[], int]) -> None:
     except (UserError, BackendError) as error:
         status = _complain(f"{name}: error: {error}", 2)
     except MemoryError as error:
-        status = _complain(f"{name}: error: out of memory ({error}); lower --batch-size, --block-size or --n-embd", 2)
+        backend = get_backend("cupy" if type(error).__module__.startswith("cupy") else "numpy")
+        why = backend.explain_memory_error(error)
+        status = _complain(f"{name}: error: out of memory ({why}): lower {memory_options}", 2)
     except KeyboardInterrupt:
         status = _complain(f"{name}: interrupted", 130)
     except OSError as error:  # most likely of our output: its reader has gone, or its disk is full

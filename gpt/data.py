@@ -173,9 +173,13 @@ class Split:
         """How many starts `block` accepts."""
         return len(self.tokens) // self.record if self.record else len(self.tokens) - self.block_size
 
+    def first_tokens(self, starts: np.ndarray) -> np.ndarray:
+        """Where in `tokens` the blocks of these numbers begin."""
+        return np.asarray(starts) * (self.record or 1)
+
     def block(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs x and targets y, both int64 (B, block_size), y one token later, for `starts` int (B,)."""
-        index = np.asarray(starts)[:, None] * (self.record or 1) + np.arange(self.block_size)  # (B, T)
+        index = self.first_tokens(starts)[:, None] + np.arange(self.block_size)  # (B, T)
         return self.tokens[index].astype(np.int64), self.tokens[index + 1].astype(np.int64)
 
 

@@ -8,11 +8,15 @@ from tensorlite import Tensor, nn
 
 class LanguageModel(nn.Module):
     """A model of the next token. A subclass has `vocab_size`, `block_size` (the longest context), `token_table` (the
-    parameter that tokens are looked up in) and `logits`."""
+    parameter that tokens are looked up in) and `logits`.
+
+    compute_dtype: what activations and products are in; None for the parameters' own dtype.
+    """
 
     vocab_size: int
     block_size: int
     token_table: nn.Parameter
+    compute_dtype = None
 
     def logits(self, ids, last_only: bool = False) -> Tensor:
         """Scores of the next token at each position: ids (B, T) on the model's device -> (B, T, vocab_size).

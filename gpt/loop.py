@@ -58,6 +58,10 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         """Evaluate, print, log and save; the best checkpoint too if this is the best so far."""
         trainer, progress = self.trainer, self.progress
+        if self.loss is not None:  # a GPU may have steps to do that were told it; they count as training
+            start = time.monotonic()
+            self._finite_loss()
+            self.training_seconds += time.monotonic() - start
         result = trainer.evaluate(self.report.evaluating)
         if not math.isfinite(result.val_loss):
             raise self._diverged(f"the loss became {result.val_loss}")

@@ -20,12 +20,11 @@ class CausalSelfAttention(nn.Module):
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, qkv_bias, std=STD)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, config.bias, std=_residual_std(config))
-        self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head, self.dropout = config.n_head, config.dropout
 
     def forward(self, x) -> Tensor:
         y = tl.self_attention(self.c_attn(x), self.n_head, dropout=self.dropout if self.training else 0.0)
-        return self.resid_dropout(self.c_proj(y))
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
@@ -34,11 +33,10 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, config.bias, std=STD)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, config.bias, std=_residual_std(config))
-        self.dropout = nn.Dropout(config.dropout)
         self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x) -> Tensor:
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -49,14 +47,15 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
+        self.dropout = config.dropout
 
     def forward(self, x) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = tl.add_dropout(x, self.attn(self.ln_1(x)), self.dropout, self.training)
+        return tl.add_dropout(x, self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
 class Transformer(nn.Module):
-    """Everything but the head: token ids (B, T) -> features (B, T, n_embd)."""
+    """Everything but the head: token ids (B, T) -> features (B, T, n_embd), in `dtype` if given."""
 
     def __init__(self, config: GPTConfig):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd, std=STD)
@@ -65,8 +64,9 @@ class Transformer(nn.Module):
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.bias)
 
-    def forward(self, ids) -> Tensor:
-        x = self.drop(self.wte(ids) + self.wpe.weight[: ids.shape[1]])  # (B, T, C) + (T, C)
+    def forward(self, ids, dtype=None) -> Tensor:
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, C) + (T, C)
+        x = self.drop(tl.cast(x, dtype) if dtype else x)
         for block in self.h:
             x = block(x)
         return self.ln_f(x)
@@ -93,7 +93,7 @@ class GPT(LanguageModel):
         return self.transformer.wte.weight
 
     def logits(self, ids, last_only: bool = False) -> Tensor:
-        x = self.transformer(ids)
+        x = self.transformer(ids, self.compute_dtype)
         return self.lm_head(x[:, -1:] if last_only else x)
 
     def cached(self, batch_size: int) -> CachedGPT:

@@ -1,7 +1,5 @@
 """Putting a training run together: configuration, then data, then model, then the loop."""
 
-import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +7,8 @@ import tensorlite as tl
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
 from gpt.config import Config
 from gpt.data import Dataset, Text, load_text, make_dataset, optima
+from gpt.device import Device
+from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
 from gpt.files import atomic_write
 from gpt.generate import default_prompt, stream_text
@@ -31,14 +31,14 @@ class Session:
     dataset: Dataset
     model: LanguageModel
     folder: RunFolder
-    threads: int
+    device: Device
     checkpoint: Checkpoint | None = None  # where to go on from
 
     def run(self) -> int:
         """Train, sample, and return the exit status."""
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         interrupt_on_terminate()
-        with Trainer(self.model, self.dataset, self.config.train, self.threads) as trainer:
+        with self._trainer() as trainer:
             self._introduce(trainer.threads)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
@@ -51,11 +51,19 @@ class Session:
         print(f"best val loss {progress.best_val_loss:.4f}; more text: python sample.py --model {self.folder.path}")
         return 0
 
+    def _trainer(self) -> Trainer:
+        what = self.model, self.dataset, self.config.train
+        if self.device.backend == "numpy":
+            return Trainer(*what, self.device.cores)
+        return DeviceTrainer(*what)
+
     def _introduce(self, cores: int) -> None:
         data, train = self.dataset, self.config.train
-        device = tl.backend_of(self.model.token_table.data).name
-        if device == "numpy":
+        device = tl.backend_of(self.model.token_table.data).describe()
+        if self.device.backend == "numpy":
             device += f" on {cores} core{'s' if cores > 1 else ''}"
+        else:
+            device += f" in {self.device.dtype}"
         print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
         print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
@@ -74,26 +82,22 @@ class Session:
         print(f"--- sample ---\n{text.strip()}\n--------------")
 
 
-def start_session(config: Config, out: Path | None, overwrite: bool, backend: str, threads: int | None) -> Session:
+def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
     """A new run. Nothing is written before everything has been checked."""
-    tl.get_backend(backend)
-    threads = _threads(threads, backend)
     text = _load_text(config)
     tokenizer = make_tokenizer(config.train.tokenizer, text.text)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    check_memory(config)
-    model = build_model(config.train.model, config.gpt, config.train.seed).to(backend)
+    check_memory(config, tl.get_backend(device.backend))
+    model = device.place(build_model(config.train.model, config.gpt, config.train.seed))
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
-    return Session(config, dataset, model, folder, threads)
+    return Session(config, dataset, model, folder, device)
 
 
-def resume_session(out: Path | None, preset: str | None, options: dict, backend: str, threads: int | None) -> Session:
+def resume_session(out: Path | None, preset: str | None, options: dict, device: Device) -> Session:
     """Go on with an earlier run, with its configuration but for `options`."""
-    tl.get_backend(backend)
-    threads = _threads(threads, backend)
     folder = RunFolder.open(out)
     checkpoint = load_checkpoint(folder.last)
     old = checkpoint.config
@@ -115,22 +119,20 @@ def resume_session(out: Path | None, preset: str | None, options: dict, backend:
     folder.rewind_log(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
     checkpoint = replace(checkpoint, config=config)
-    return Session(config, dataset, checkpoint.build_model().to(backend), folder, threads, checkpoint)
+    return Session(config, dataset, device.place(checkpoint.build_model()), folder, device, checkpoint)
 
 
-def check_memory(config: Config) -> None:
-    """UserError if the parameters, gradients, moments and tokens alone cannot fit this machine's memory."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on this platform
-        return
+def check_memory(config: Config, backend: tl.Backend) -> None:
+    """UserError if the parameters, gradients, moments and tokens alone cannot fit the backend's memory."""
     gpt, train = config.gpt, config.train
     parameters = gpt.vocab_size**2 if train.model == "bigram" else gpt.num_parameters()
     tokens = train.batch_size * train.gradient_accumulation_steps * gpt.block_size
     needed = 16 * (parameters + tokens)  # value, gradient and two moments of 4 bytes; input and target of 8
-    if needed > memory:
+    memory = backend.memory_size()
+    if memory is not None and needed > memory:
+        where = "this machine" if backend.name == "numpy" else "the GPU"
         raise UserError(
-            f"{parameters:,} parameters and {tokens:,} tokens per step need {needed >> 30:,} GiB and this machine"
+            f"{parameters:,} parameters and {tokens:,} tokens per step need {needed >> 30:,} GiB and {where}"
             f" has {memory >> 30:,}: lower --n-layer, --n-embd, --block-size or --batch-size"
         )
 
@@ -140,23 +142,3 @@ def _load_text(config: Config) -> Text:
     if text.note:
         print(text.note)
     return text
-
-
-def _threads(asked: int | None, backend: str) -> int:
-    if asked is not None and asked < 1:
-        raise UserError(f"--threads must be at least 1, got {asked}")
-    if backend != "numpy":
-        if asked is not None:
-            raise UserError("--threads has no effect on a GPU: leave it out")
-        return 1
-    return asked or physical_cores()
-
-
-def physical_cores() -> int:
-    """The cores this process may run on, hyper-threads not counted, where that can be found out."""
-    try:
-        cpus = os.sched_getaffinity(0)
-        topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(topology.format(cpu)).read_text() for cpu in cpus})
-    except (AttributeError, OSError):  # not Linux
-        return math.ceil((os.cpu_count() or 1) / 2)

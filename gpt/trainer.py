@@ -110,7 +110,7 @@ class Trainer:
         """Losses over the same batches each time, from a stream of their own, in eval mode. `tell(done, total)` hears
         how many batches are done."""
         try:
-            self._workers.run("evaluate", tell=tell)
+            self._run_evaluation(tell)
         finally:
             self.model.train()
         losses = self.flat.backend.to_numpy(self._eval_losses).astype(np.float64).reshape(2, -1)
@@ -118,6 +118,10 @@ class Trainer:
         stderr = losses.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.full(2, math.nan)
         (train, val), (train_stderr, val_stderr) = losses.mean(axis=1), stderr
         return Evaluation(float(train), float(train_stderr), float(val), float(val_stderr))
+
+    def _run_evaluation(self, tell) -> None:
+        """Put the losses into `_eval_losses`, the training split's first."""
+        self._workers.run("evaluate", tell=tell)
 
     # -- the workers' jobs; a diverging loss is for the caller to report, NumPy's warnings on the way say no more --
 
@@ -156,7 +160,8 @@ class Trainer:
         """AdamW with clipped gradients, on this worker's share of the parameters."""
         clip = self.config.grad_clip
         scale = self.flat.backend.clip_factor(self._norm[0], clip) if clip else 1.0
-        self.optimizer.update(worker.share(self.optimizer.pieces), step + 1, self.learning_rate(step), scale)
+        rates = self.optimizer.rates(step + 1, self.learning_rate(step))
+        self.optimizer.update(worker.share(self.optimizer.pieces), rates, scale)
 
     @np.errstate(all="ignore")
     def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:
@@ -175,6 +180,11 @@ class Trainer:
                 )
             tell(min(i + worker.count, total), total)
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a batch that are worked on at a time."""
+        return self.config.micro_batch_size or self.config.batch_size
+
     def _micro_batches(self, rows: int) -> list[slice]:
-        size = self.config.micro_batch_size or self.config.batch_size
+        size = self.micro_batch_size
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -2,7 +2,7 @@
 
 from tensorlite import nn, ops, optim, random
 from tensorlite.autograd import no_grad
-from tensorlite.backends import BackendError, backend_of, get_backend
+from tensorlite.backends import Backend, BackendError, backend_of, get_backend
 from tensorlite.gradcheck import GradcheckError, KinkError, gradcheck
 from tensorlite.ops import *  # noqa: F403 - every op is public
 from tensorlite.random import manual_seed
@@ -11,6 +11,6 @@ from tensorlite.tensor import Tensor, grad, needs_grad, record
 __version__ = "0.1.0"
 
 __all__ = [
-    "BackendError", "GradcheckError", "KinkError", "Tensor", "backend_of", "get_backend", "grad", "gradcheck",
-    "manual_seed", "needs_grad", "nn", "no_grad", "ops", "optim", "random", "record", *ops.__all__,
+    "Backend", "BackendError", "GradcheckError", "KinkError", "Tensor", "backend_of", "get_backend", "grad",
+    "gradcheck", "manual_seed", "needs_grad", "nn", "no_grad", "ops", "optim", "random", "record", *ops.__all__,
 ]  # fmt: skip

@@ -90,19 +90,24 @@ class AdamW:
         """Update every parameter from its gradient."""
         self.flat.bind_gradients()
         self.steps += 1
-        self.update(self.pieces, self.steps, self.lr)
+        self.update(self.pieces, self.rates(self.steps, self.lr))
 
-    def update(self, pieces: list, step: int, lr: float, grad_scale=1.0) -> None:
-        """Step number `step`, from 1 on, of these of the `pieces` alone: workers may each do some at the same time.
+    def rates(self, step: int, lr: float) -> tuple[float, float, float]:
+        """What step number `step`, from 1 on, at learning rate `lr` needs to know of the two: lr, and the factor a and
+        the summand e of the update a * m / (sqrt(v) + e), in which both moments' corrections are."""
+        correction1, correction2 = 1 - self.betas[0] ** step, math.sqrt(1 - self.betas[1] ** step)
+        return lr, lr * correction2 / correction1, self.eps * correction2
+
+    def update(self, pieces: list, rates, grad_scale=1.0) -> None:
+        """A step at these `rates` of these of the `pieces` alone: workers may each do some at the same time.
 
         grad_scale: multiplies the gradients, such as to clip them without writing them anew.
         """
         flat = self.flat
         for part, decay in pieces:
             flat.backend.adamw_step(
-                flat.data[part], flat.grad[part], self.m[part], self.v[part],
-                step, lr, self.betas, self.eps, decay, grad_scale,
-            )  # fmt: skip
+                flat.data[part], flat.grad[part], self.m[part], self.v[part], rates, self.betas, decay, grad_scale
+            )
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:

@@ -129,6 +129,8 @@ for shape in ((4, 5), (), (0, 3)):  # the form with erf has no twin: there is no
     )  # fmt: skip
 case("gelu", "both tails", lambda x: tl.gelu(x), np.linspace(-9, 9, 25), torch_fn=F.gelu)
 
+case("cast", "to float64", lambda x: tl.cast(x, np.float64), normal(2, 3), torch_fn=lambda x: x.double())
+
 MASK = np.array([[True, False, True], [False, False, True]])
 
 
@@ -173,6 +175,18 @@ for p in (0.3, 1.0):
         )  # fmt: skip
 dropped = lambda x: x * like(kept(0.5, 4, 5), x) * like(kept(0.5, 4, 5, call=1), x)  # noqa: E731
 case("dropout", "twice", seeded(lambda x: x.dropout().dropout()), normal(4, 5), torch_fn=dropped, twin=dropped)
+case(
+    "add_dropout", "0.3", seeded(lambda x, b: tl.add_dropout(x, b, 0.3)), normal(4, 5), normal(4, 5),
+    torch_fn=lambda x, b: x + b * like(kept(0.3, 4, 5), b), twin=seeded(lambda x, b: x + b.dropout(0.3)),
+)  # fmt: skip
+case(
+    "add_dropout", "broadcast", seeded(lambda x, b: tl.add_dropout(x, b, 0.3)), normal(5), normal(4, 5),
+    torch_fn=lambda x, b: x + b * like(kept(0.3, 4, 5), b),
+)  # fmt: skip
+case(
+    "add_dropout", "eval", lambda x, b: tl.add_dropout(x, b, 0.5, training=False), normal(2, 3), normal(2, 3),
+    torch_fn=lambda x, b: x + b,
+)  # fmt: skip
 case("dropout", "eval", lambda x: tl.dropout(x, 0.5, training=False), normal(2, 3), torch_fn=lambda x: x)
 
 # --- reductions ---

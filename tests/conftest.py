@@ -1,12 +1,16 @@
 """Fixtures for every test: the backends, and a check that no test leaves a global state behind."""
 
 import shutil
+import sys
 from pathlib import Path
 
+import cuda_on_cpu
 import pytest
+import strict_cupy
 from scripts import NOWHERE, train
 
 import gpt.data
+import tensorlite.backends
 from tensorlite import BackendError, get_backend, manual_seed, random
 from tensorlite.autograd import mode
 
@@ -18,6 +22,19 @@ def backend(request):
         return get_backend(request.param)
     except BackendError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The CupyBackend over the stand-in, loaded as it would be over CuPy, with its kernels run on the CPU."""
+    if cuda_on_cpu.MISSING:
+        pytest.skip(cuda_on_cpu.MISSING)
+    for name, module in strict_cupy.MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for registry in ("_by_name", "_by_type"):
+        monkeypatch.setattr(tensorlite.backends, registry, dict(getattr(tensorlite.backends, registry)))
+    tensorlite.backends._by_name.pop("cupy", None)
+    return get_backend("cupy")
 
 
 @pytest.fixture(autouse=True)

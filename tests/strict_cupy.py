@@ -1,4 +1,4 @@
-"""A stand-in for the `cupy` module over NumPy, for machines without a GPU. It refuses what CuPy refuses, and more.
+"""A stand-in for the `cupy` module over NumPy, for machines without a GPU. It refuses what CuPy refuses, and more:
 
     mixing        a NumPy array among device arrays, as an operand, an argument or an index
     conversion    a device array where NumPy expects an array; NumPy's functions on device arrays
@@ -6,45 +6,25 @@
     host reads    in `with no_host_reads():` everything that waits for the device to bring a value back
     duplicates    the same index twice in an assignment, whose result CuPy leaves undefined
     fresh memory  `empty` is full of NaN, or of the largest numbers, as CuPy's pool hands out memory used before
+    recording     what strict_cuda.py says, CuPy's own products among it
 
-Scalar results are 0-d arrays, as CuPy's. `launches` lists what was called on arrays of which shapes and dtypes: two
-steps that list the same can be captured as one graph. What the stand-in cannot show: speed, and races between kernels.
+Scalar results are 0-d arrays, as CuPy's. What the stand-in cannot show: speed, and races between blocks.
 """
 
-import contextlib
 import json
 import math
 import types
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - NumPy then knows bfloat16
 import numpy as np
+import strict_cublas
+import strict_cuda
+from strict_cuda import MisuseError, launch, read, write
 
 NAMES = json.loads(Path(__file__).with_name("cupy_names.json").read_text())
 READING = {"nonzero", "argwhere", "flatnonzero", "unique", "allclose", "array_equal", "array2string", "array_repr"}
-
-
-class HostReadError(AssertionError):
-    """Something waited for the device where nothing may."""
-
-
-launches: list[tuple] = []
-_forbidden = 0
-
-
-@contextlib.contextmanager
-def no_host_reads():
-    """Within it a value that is brought back from the device is an error."""
-    global _forbidden
-    _forbidden += 1
-    try:
-        yield
-    finally:
-        _forbidden -= 1
-
-
-def _read(what: str) -> None:
-    if _forbidden:
-        raise HostReadError(f"{what} brings a value back from the device: the step could not be captured as a graph")
+CUBLAS = {"matmul", "dot", "inner", "tensordot", "einsum", "vdot", "kron", "outer", ".dot()", "__matmul__"}
 
 
 def _unwrap(x):
@@ -60,24 +40,74 @@ def _unwrap(x):
     return {key: _unwrap(value) for key, value in x.items()} if isinstance(x, dict) else x
 
 
-def _wrap(result):
-    if isinstance(result, (np.ndarray, np.generic)):
-        return ndarray(np.asarray(result))
-    return type(result)(map(_wrap, result)) if isinstance(result, (list, tuple)) else result
+def _arrays(x) -> list[np.ndarray]:
+    """The NumPy arrays in arguments or an index of any structure."""
+    if isinstance(x, np.ndarray):
+        return [x]
+    if isinstance(x, dict):
+        x = tuple(x.values())
+    return [a for item in x for a in _arrays(item)] if isinstance(x, (list, tuple)) else []
 
 
-def _arrays(index) -> list[np.ndarray]:
-    return [i for i in (index if isinstance(index, tuple) else (index,)) if isinstance(i, np.ndarray)]
+def _do(name: str, function, *args, **kwargs):
+    """Call a function of NumPy's on device arrays, as a launch if it computes anything."""
+    if name in READING:
+        read(name)
+    if name in CUBLAS and strict_cuda.is_recording():
+        raise MisuseError(f"{name}: CuPy refuses to call cuBLAS while recording")
+    args, kwargs = _unwrap(args), _unwrap(kwargs)
+    given = _arrays((args, kwargs))
+    if kwargs.get("out") is not None or function in IN_PLACE:
+        launch(name, lambda: function(*args, **kwargs), given)
+        return ndarray(kwargs["out"]) if kwargs.get("out") is not None else None
+    result = function(*args, **kwargs)
+    if isinstance(result, (list, tuple)):
+        return type(result)(
+            _place(name, lambda i=i: function(*args, **kwargs)[i], r, given) for i, r in enumerate(result)
+        )
+    return _place(name, lambda: function(*args, **kwargs), result, given)
+
+
+def _place(name: str, function, result, given):
+    """A result as a device array: in memory of its own, unless it is a view of what was given."""
+    if not isinstance(result, (np.ndarray, np.generic)):
+        return result
+    result = np.asarray(result)
+    if any(np.may_share_memory(result, a) for a in given):
+        return ndarray(result)
+    out = strict_cuda.allocate(result.shape, result.dtype)
+    if result.flags.f_contiguous and not result.flags.c_contiguous:
+        out = out.reshape(result.shape[::-1]).T
+
+    def compute():
+        out[...] = function()
+
+    out[...] = result
+    launch(name, compute, [*given, out])
+    return ndarray(out)
 
 
 class ndarray:  # noqa: N801 - CuPy's name
     """An array on the device."""
 
-    __slots__ = ("inner",)
-    __hash__ = None
+    __slots__ = ("inner", "__weakref__")
 
     def __init__(self, inner: np.ndarray):
         self.inner = inner
+        if strict_cuda.is_recording():
+            strict_cuda.made_while_recording.add(self)
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.inner.ctypes.data)
+
+    def set(self, values, stream=None):
+        write(".set()")
+        if type(values) is not np.ndarray or values.dtype != self.dtype or values.shape != self.shape:
+            raise TypeError(f"set: expected a NumPy array {self.dtype} {self.shape}")
+        if not self.inner.flags.c_contiguous or not values.flags.c_contiguous:
+            raise TypeError("set: both must be contiguous")
+        self.inner[...] = values
 
     def _refuse(self, *_, **__):
         raise TypeError("a device array where NumPy is to compute: use the backend's module, or to_numpy")
@@ -85,7 +115,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     __array__ = __array_ufunc__ = __array_function__ = _refuse
 
     def get(self):
-        _read(".get()")
+        read(".get()")
         return self.inner.copy()
 
     def __len__(self):
@@ -100,8 +130,8 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __getitem__(self, index):
         index = _unwrap(index)
         if any(array.dtype == bool for array in _arrays(index)):
-            _read("indexing with a mask")  # the result's length is not known to the host
-        return ndarray(np.asarray(self.inner[index]))
+            read("indexing with a mask")  # the result's length is not known to the host
+        return _do("[]", lambda x: x[index], self)
 
     def __setitem__(self, index, value):
         index = _unwrap(index)
@@ -110,52 +140,42 @@ class ndarray:  # noqa: N801 - CuPy's name
             places = np.stack([np.ravel(i) for i in np.broadcast_arrays(*arrays)])
             if len(np.unique(places, axis=1).T) != places.shape[1]:
                 raise ValueError("the same index twice in an assignment: CuPy leaves the result undefined")
-        self.inner[index] = _unwrap(value)
+        inner, value = self.inner, _unwrap(value)
+        launch("[]=", lambda: inner.__setitem__(index, value), [inner, *_arrays(value)])
 
     def __getattr__(self, name):
         if name not in NAMES["ndarray"]:
             raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
         found = getattr(self.inner, name)
-        return _function(found, f".{name}()") if callable(found) else _wrap(found)
-
-
-def _launch(function, name: str, *args, **kwargs):
-    args, kwargs = _unwrap(args), _unwrap(kwargs)
-    arrays = [x for x in (*args, *kwargs.values()) if isinstance(x, np.ndarray)]
-    launches.append((name, *((a.shape, a.dtype.str) for a in arrays)))
-    return _wrap(function(*args, **kwargs))
-
-
-def _function(function, name: str):
-    def call(*args, **kwargs):
-        if name.strip(".()") in READING:
-            _read(name)
-        return _launch(function, name, *args, **kwargs)
-
-    return call
+        if callable(found):
+            method = getattr(np.ndarray, name)
+            return lambda *args, **kwargs: _do(f".{name}()", method, self, *args, **kwargs)
+        return ndarray(found) if isinstance(found, np.ndarray) else found
 
 
 def _reading(name: str):
-    def read(self, *args):
-        _read(f"{name}()")
+    def brought_back(self, *args):
+        read(f"{name}()")
         return getattr(self.inner, name)(*args)
 
-    return read
+    return brought_back
 
 
 def _operator(name: str):
     function = getattr(np.ndarray, name)
 
     def in_place(self, other):
-        _launch(function, name, self, other)
+        inner, other = self.inner, _unwrap(other)
+        launch(name, lambda: function(inner, other), [inner, *_arrays(other)])
         return self
 
     def operate(self, *others):
-        return _launch(function, name, self, *others)
+        return _do(name, function, self, *others)
 
     return in_place if name.startswith("__i") and name != "__invert__" else operate
 
 
+IN_PLACE = (np.ndarray.fill, np.ndarray.sort, np.ndarray.partition, np.add.at, np.copyto, np.put, np.fill_diagonal)
 READINGS = ("item", "tolist", "__float__", "__int__", "__bool__", "__index__")
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 OTHERS = ("lt", "le", "gt", "ge", "eq", "ne", "neg", "pos", "abs", "invert")
@@ -178,21 +198,40 @@ class _Module(types.ModuleType):
         found = getattr(self._numpy, name)
         if isinstance(found, (type, np.dtype)) or not callable(found):
             return found
-        call = _function(found, name)
+
+        def call(*args, **kwargs):
+            return _do(name, found, *args, **kwargs)
+
         if isinstance(found, np.ufunc):
             for method in ("at", "reduce", "outer", "accumulate"):
-                setattr(call, method, _function(getattr(found, method), f"{name}.{method}"))
+                bound = getattr(found, method)
+                setattr(
+                    call,
+                    method,
+                    lambda *args, bound=bound, **kwargs: _do(f"{name}.{bound.__name__}", bound, *args, **kwargs),
+                )
         return call
 
 
 def _asarray(data, dtype=None, **_):
-    """From the host, explicitly."""
-    return ndarray(np.array(data.inner if type(data) is ndarray else data, dtype))
+    """From the host, explicitly; or from the device, where an array of that dtype is itself."""
+    if type(data) is ndarray:
+        return data if dtype is None or data.dtype == dtype else data.astype(dtype)
+    write("asarray")
+    values = np.asarray(data, dtype)
+    array = strict_cuda.allocate(values.shape, values.dtype)
+    array[...] = values
+    return ndarray(array)
+
+
+def _array(data, dtype=None, **_):
+    return _asarray(data, dtype).copy() if type(data) is ndarray else _asarray(data, dtype)
 
 
 def _empty(shape, dtype=float, **_):
-    array = np.empty(shape, dtype)
-    array[...] = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max if array.dtype.kind in "iu" else True
+    array = strict_cuda.allocate(shape, dtype)
+    if array.dtype.kind in "iu":  # 0xFF would be -1, which indexes
+        array[...] = np.iinfo(array.dtype).max
     return ndarray(array)
 
 
@@ -200,21 +239,42 @@ class CUDARuntimeError(RuntimeError):
     """As cupy.cuda.runtime's."""
 
 
+class OutOfMemoryError(MemoryError):
+    """As cupy.cuda.memory's."""
+
+    __module__ = "cupy.cuda.memory"
+
+
+runtime = types.SimpleNamespace(
+    getDeviceCount=lambda: 1,
+    getDevice=lambda: 0,
+    getDeviceProperties=lambda device: {"name": b"a stand-in"},
+    memGetInfo=lambda: (1 << 30, 1 << 34),
+    CUDARuntimeError=CUDARuntimeError,
+)
 cupy = _Module("cupy", np, NAMES["cupy"])
 cupy.__version__ = "stand-in"
 cupy.ndarray = ndarray
 cupy.linalg = _Module("cupy.linalg", np.linalg, NAMES["linalg"])
-cupy.asarray = cupy.array = _asarray
+cupy.asarray, cupy.array = _asarray, _array
 cupy.asnumpy = lambda x: x.get()
 cupy.empty = _empty
 cupy.empty_like = lambda x, dtype=None, **_: _empty(x.shape, dtype or x.dtype)
+cupy.RawModule = strict_cuda.RawModule
+cupy.get_default_memory_pool = strict_cuda.MemoryPool
 cupy.cuda = types.SimpleNamespace(
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
+    runtime=runtime,
+    Device=lambda: types.SimpleNamespace(compute_capability="90"),
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    **{name: getattr(strict_cuda, name) for name in ("Stream", "MemoryPool", "get_current_stream", "using_allocator")},
 )
+strict_cublas.find_allocation = strict_cuda.find_allocation
+strict_cublas.current_stream = lambda: strict_cuda.get_current_stream().ptr
+strict_cublas.launch = lambda name, function, reads, writes: launch(name, function, [*reads, *writes])
 
 
 def _erf(x):
-    return ndarray(np.asarray(np.frompyfunc(math.erf, 1, 1)(x.inner)).astype(x.dtype))
+    return _do("erf", lambda a: np.asarray(np.frompyfunc(math.erf, 1, 1)(a)).astype(a.dtype), x)
 
 
 special = types.ModuleType("cupyx.scipy.special")
@@ -224,5 +284,9 @@ MODULES = {
     "cupyx": types.ModuleType("cupyx"),
     "cupyx.scipy": types.ModuleType("cupyx.scipy"),
     "cupyx.scipy.special": special,
+    "nvmath": types.ModuleType("nvmath"),
+    "nvmath.bindings": types.ModuleType("nvmath.bindings"),
+    "nvmath.bindings.cublas": strict_cublas.MODULE,
 }
+MODULES["nvmath"].bindings, MODULES["nvmath.bindings"].cublas = MODULES["nvmath.bindings"], strict_cublas.MODULE
 MODULES["cupyx"].scipy, MODULES["cupyx.scipy"].special = MODULES["cupyx.scipy"], special

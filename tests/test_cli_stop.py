@@ -30,6 +30,7 @@ import gpt.loop
 import gpt.report
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.config import load_preset
+from gpt.device import Device
 from gpt.errors import UserError
 from gpt.session import resume_session
 from gpt.trainer import Evaluation, Trainer
@@ -121,7 +122,7 @@ def test_divergence_ends_the_run_and_not_its_checkpoint(copy):
 def session(copy):
     """The run, resumed in this process for 20 more steps."""
     handler = signal.getsignal(signal.SIGTERM)
-    session = resume_session(Path("run"), None, {"max_iters": 40, "dropout": 0.3}, "numpy", 2)
+    session = resume_session(Path("run"), None, {"max_iters": 40, "dropout": 0.3}, Device(threads=2))
     yield session
     session.folder._lock_file.close()
     signal.signal(signal.SIGTERM, handler)

@@ -32,7 +32,7 @@ def main(*args, capsys) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main)
+            run_script(script.main, script.MEMORY_OPTIONS)
     return stop.value.code, *capsys.readouterr()
 
 
@@ -54,8 +54,8 @@ def test_help_lists_every_option_with_the_presets_value(capsys, preset):
             )
         else:
             assert flag not in text
-    for flag in ("--backend", "--threads", "--out", "--resume", "--overwrite"):
-        assert re.search(rf" {flag} .{{,80}}\(default: ", text)
+    for flag in ("--backend", "--dtype", "--tf32", "--graph", "--threads", "--out", "--resume", "--overwrite"):
+        assert re.search(rf" {flag}[ ,].{{,100}}\(default: ", text)
 
 
 def test_help_works_as_a_command_and_for_a_file(cwd):
@@ -103,7 +103,7 @@ def test_underscores_and_negated_flags():
         (f"--batch-size {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
         (f"--gradient-accumulation-steps {HUGE}", "tokens per step need"),
         (f"--n-embd {10**200}", "n_embd must be less than 2**63, got a larger number"),
-        ("--backend cupy", "pip install cupy-cuda12x"),
+        ("--backend cupy", "python -m tensorlite.doctor says what to install"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
         ("--threads 0", "--threads must be at least 1, got 0"),
         ("--out folder", "folder exists and is not empty: give another --out, or --resume or --overwrite"),

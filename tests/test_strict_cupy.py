@@ -1,25 +1,27 @@
 """The path of `--backend cupy` without a GPU: every op, training and sampling on a stand-in for CuPy."""
 
 import json
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import strict_cupy
 from cases import CASES
-from strict_cupy import HostReadError, cupy, launches, no_host_reads
+from strict_cuda import HostReadError, MisuseError, logged, no_host_reads
+from strict_cupy import cupy
 from test_ops import FLOATS, assert_same, cast, cotangent
 from test_trainer import DATA
 from tolerances import assert_close
 
 import gpt.session
-import tensorlite.backends
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, load_preset
+from gpt.device import Device
+from gpt.device_trainer import DeviceTrainer
 from gpt.model import build_model
 from gpt.session import start_session
 from gpt.trainer import Trainer
-from tensorlite import Tensor, get_backend, grad
+from tensorlite import Tensor, backend_of, get_backend, grad, gradcheck
+from tensorlite.backends.replay import WARM_UP
 
 # Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
 SHAPE = GPTConfig(
@@ -27,17 +29,6 @@ SHAPE = GPTConfig(
     qkv_bias=False,
 )  # fmt: skip
 TRAIN = TrainConfig(batch_size=4, micro_batch_size=2, eval_iters=2, learning_rate=1e-2, grad_clip=0.5, seed=5)
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """The CupyBackend, loaded over the stand-in as it would be over CuPy."""
-    for name, module in strict_cupy.MODULES.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    for registry in ("_by_name", "_by_type"):
-        monkeypatch.setattr(tensorlite.backends, registry, dict(getattr(tensorlite.backends, registry)))
-    tensorlite.backends._by_name.pop("cupy", None)
-    return get_backend("cupy")
 
 
 # --- the backend ---
@@ -65,10 +56,16 @@ def test_every_op_is_that_of_numpy(case, dtype, device):
     assert_same(compute(case, dtype, device), expected)
 
 
-def trained(backend, steps: int = 4):
+def make_trainer(model, *args):
+    on_device = backend_of(model.token_table.data).name == "cupy"
+    return (DeviceTrainer if on_device else Trainer)(model, *args)
+
+
+def trained(backend, steps: int = 4, dtype: str | None = None, shape=SHAPE, train=TRAIN):
     """Losses and norms of the steps, then the evaluation, and the trainer."""
-    model = build_model("gpt", SHAPE, seed=1).to(backend.name)
-    with Trainer(model, DATA, TRAIN) as trainer:
+    model = build_model("gpt", shape, seed=1).to(backend.name)
+    model.compute_dtype = dtype and backend.dtype(dtype)
+    with make_trainer(model, DATA, train) as trainer:
         numbers = []
         for _ in range(steps):
             with no_host_reads():
@@ -87,14 +84,69 @@ def test_training_gives_the_losses_of_numpy_and_reads_nothing_back(device):
 
 def test_every_step_launches_the_same(device):
     model = build_model("gpt", SHAPE, seed=1).to("cupy")
-    with Trainer(model, DATA, TRAIN) as trainer:
+    device.graph = False
+    with make_trainer(model, DATA, TRAIN) as trainer:
         steps = []
         for _ in range(4):
-            launches.clear()
-            trainer.train_step()
-            steps.append(list(launches))
+            with logged() as launches:
+                trainer.train_step()
+            steps.append(launches)
     assert len(steps[1]) > 100
+    assert {"gemm_ex", "attention_softmax", "layer_norm_vjp", "dropout_mask", "adamw_step"} <= {x[0] for x in steps[1]}
     assert steps[1] == steps[2] == steps[3]
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_recorded_step_gives_the_bits_of_one_that_is_not(dtype, device):
+    runs = []
+    for graph in (False, True):
+        device.graph = graph
+        with logged() as launches:
+            numbers, trainer = trained(device, steps=7, dtype=dtype)
+        state = (trainer.flat.data, trainer.optimizer.m, trainer.optimizer.v)
+        runs.append((numbers, [device.to_numpy(x).tobytes() for x in state]))
+        # Four of the seven steps, and one of the four batches that are evaluated, come after the warm-up.
+        assert sum(launch[0] == "graph" for launch in launches) == (5 if graph else 0)
+    assert runs[0] == runs[1]
+
+
+def test_bfloat16_trains_as_float32_does(device):
+    (single, _), (half, trainer) = trained(device, steps=12), trained(device, steps=12, dtype="bfloat16")
+    assert trainer.flat.data.dtype == np.float32
+    assert single != half
+    # The losses are means of 32 logarithms of probabilities, each off by a few roundings of 2**-9.
+    np.testing.assert_allclose(half[:24:2], single[:24:2], atol=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_training_with_flash_attention(dropout, device):
+    settings = {"steps": 6, "shape": replace(SHAPE, n_embd=64, dropout=dropout)}  # heads of 32
+    settings["train"] = replace(TRAIN, learning_rate=1e-3)
+    single, _ = trained(device, **settings)
+    with logged() as launches:
+        half, _ = trained(device, dtype="bfloat16", **settings)
+    assert {"flash_attention", "flash_attention_gq", "flash_attention_gkv"} <= {launch[0] for launch in launches}
+    np.testing.assert_allclose(half[:12:2], single[:12:2], atol=0.01)
+
+
+def test_gradient_accumulation_is_that_of_numpy(device):
+    config = replace(TRAIN, batch_size=2, gradient_accumulation_steps=3, micro_batch_size=0)
+    losses = []
+    for backend in ("numpy", "cupy"):
+        with make_trainer(build_model("gpt", SHAPE, seed=1).to(backend), DATA, config) as trainer:
+            losses.append([float(x) for _ in range(5) for x in trainer.train_step()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+KERNELS = (
+    "add_dropout", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "matmul", "relu",
+    "scaled_dot_product_attention", "self_attention",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in KERNELS], ids=lambda case: f"{case.op}: {case.id}")
+def test_kernels_against_finite_differences(case, device):
+    assert gradcheck(case.fn, *case.arrays(), backend="cupy")
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -110,8 +162,8 @@ def test_a_whole_run_is_that_of_numpy(device, cwd, monkeypatch):
     tiny = {"n_layer": 1, "n_head": 2, "n_embd": 8, "max_iters": 6, "eval_interval": 3, "eval_iters": 2}
     config = load_preset("little-shakespeare").updated({"data": "ab"} | tiny)
     runs = {}
-    for backend in ("numpy", "cupy"):
-        session = start_session(config, cwd / backend, False, backend, None)
+    for backend, options in (("numpy", {}), ("cupy", {"tf32": False})):
+        session = start_session(config, cwd / backend, False, Device(backend, **options))
         assert session.run() == 0
         session.folder._lock_file.close()
         log = (cwd / backend / "log.jsonl").read_text().splitlines()
@@ -134,7 +186,7 @@ def test_a_checkpoint_moves_between_the_backends(device, tmp_path):
     loaded = load_checkpoint(tmp_path / "last.safetensors")
     continued = []
     for backend in (get_backend("numpy"), device):
-        with Trainer(loaded.build_model().to(backend.name), DATA, TRAIN) as again:
+        with make_trainer(loaded.build_model().to(backend.name), DATA, TRAIN) as again:
             again.restore(loaded.optimizer, step=4)
             continued.append([float(x) for _ in range(2) for x in again.train_step()])
     np.testing.assert_allclose(continued[0], continued[1], rtol=1e-5)
@@ -180,3 +232,63 @@ def test_the_stand_in_allows():
     x[cupy.asarray([1, 0])] = x.copy()
     assert cupy.asnumpy(x).tolist() == [3.0, 2.0]
     assert float(x[0]) == 3.0
+
+
+# What a recording cannot hold.
+RECORDING = {
+    "reading back": (lambda x: float(x.sum()), HostReadError),
+    "bringing values": (lambda x: x + cupy.asarray(np.ones(2, np.float32)), MisuseError),
+    "uploading": (lambda x: x.set(np.ones(2, np.float32)), MisuseError),
+    "CuPy's own products": (lambda x: cupy.matmul(x, x), MisuseError),
+    "the sum of products": (lambda x: x.dot(x), MisuseError),
+    "an array that lives on": (lambda x: kept_arrays.append(x + 1), MisuseError),
+    "another stream": (lambda x: on_another_stream(x), MisuseError),
+    "synchronising": (lambda x: cupy.cuda.get_current_stream().synchronize(), HostReadError),
+}
+kept_arrays = []
+
+
+def on_another_stream(x):
+    with cupy.cuda.Stream(non_blocking=True):
+        x += 1
+
+
+@pytest.mark.parametrize("name", RECORDING)
+def test_a_recording_refuses(name, device):
+    misuse, error = RECORDING[name]
+    x, calls = device_array(1.0, 2.0), []
+
+    def function():
+        calls.append(None)
+        if len(calls) > WARM_UP:
+            misuse(x)
+
+    replay = device.replayable(function)
+    for _ in range(WARM_UP):
+        replay()
+    with pytest.raises(error):
+        replay()
+    kept_arrays.clear()
+
+
+def test_memory_of_the_common_pool_is_not_recorded(device):
+    stream, x = cupy.cuda.Stream(non_blocking=True), device_array(1.0)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(MisuseError, match="common pool"):
+            x + 1
+        stream.end_capture()
+
+
+def test_a_replay_does_what_was_recorded_to_what_is_there_now(device):
+    x, y = device_array(1.0, 2.0), device_array(0.0, 0.0)
+
+    def function():
+        y[...] = (x * 2)[::-1]
+        y.__iadd__(x)
+
+    replay = device.replayable(function)
+    for i in range(6):
+        x.set(np.array([i, 10], np.float32))
+        replay()
+        assert y.get().tolist() == [20 + i, 2 * i + 10]

@@ -10,6 +10,8 @@ inputs are never written into unless the docstring says so.
 import math
 from types import ModuleType
 
+import numpy as np
+
 from tensorlite import random
 
 
@@ -17,7 +19,14 @@ class BackendError(RuntimeError):
     """A backend was asked for that cannot run here; the message says what is missing and what to do."""
 
 
+def dropout_scale(threshold: int) -> float:
+    """What keeps the mean when one in 65536 / threshold elements is dropped."""
+    return 65536 / (65536 - threshold) if threshold < 65536 else 0.0
+
+
 class Backend:
+    """The arrays of one library on one kind of device, and every kernel that an op calls, in its portable version."""
+
     name: str
     xp: ModuleType
     chunk_size: int | None = None  # elements of a flat array best worked on at a time; None for all
@@ -36,6 +45,33 @@ class Backend:
         """A flat array of zeros, on the CPU in memory that processes forked from this one share with it."""
         return self.xp.zeros(size, dtype)
 
+    def upload(self, x, values) -> None:
+        """Copy host values into the array x, without waiting for the device."""
+        x[...] = values
+
+    def dtype(self, name: str):
+        """The dtype of that name: "float32", "float64", or on a GPU "bfloat16"."""
+        if name == "bfloat16":
+            raise BackendError(f"the {self.name} backend has no bfloat16: use --backend cupy, or --dtype float32")
+        return np.dtype(name)
+
+    def replayable(self, function):
+        """`function`, which takes and returns nothing, in a form that is quick to call again and again. A GPU's backend
+        records it as a CUDA graph: `tensorlite.backends.replay` says what that demands of it."""
+        return function
+
+    def memory_size(self) -> int | None:
+        """Bytes of the device's memory, where that is known."""
+        return None
+
+    def describe(self) -> str:
+        """The backend and its device, for people."""
+        return self.name
+
+    def explain_memory_error(self, error: MemoryError) -> str:
+        """What was asked for and what there is."""
+        return str(error)
+
     def tune_allocator(self) -> None:
         """Prepare the process's memory allocator for making and dropping large arrays all the time."""
 
@@ -47,11 +83,17 @@ class Backend:
 
     # -- products --
 
-    def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None):
-        """a @ b over the last two axes, either one transposed first; leading axes broadcast."""
+    def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None, accumulate: bool = False):
+        """a @ b over the last two axes, either one transposed first; leading axes broadcast.
+
+        accumulate: add the product to `out`.
+        """
         a = a.swapaxes(-1, -2) if trans_a else a
         b = b.swapaxes(-1, -2) if trans_b else b
-        return self.xp.matmul(a, b, out=out)
+        if not accumulate:
+            return self.xp.matmul(a, b, out=out)
+        out += self.xp.matmul(a, b)
+        return out
 
     def linear(self, x, w, b):
         """x (..., K) @ w.T + b for w (N, K) and b (N,) or None, as one product: (..., N)."""
@@ -84,26 +126,34 @@ class Backend:
         """gx = gy where y > 0."""
         return gy * (y > 0)
 
-    def gelu(self, x, need_slope: bool):
-        """(y, dy/dx or None) of y = x * Phi(x), Phi the normal distribution function.
+    def gelu(self, x, need_grad: bool):
+        """(y, saved) of y = x * Phi(x), Phi the normal distribution function; saved is None without `need_grad`.
 
-        dy/dx = Phi(x) + x * phi(x) is made on the way: it costs little more than y here, and then x need not be kept.
+        Saved here is dy/dx = Phi(x) + x * phi(x): made on the way it costs little, and x need not be kept.
         """
         cdf = 0.5 * (1.0 + self.erf(x * math.sqrt(0.5)))
         slope = None
-        if need_slope:
+        if need_grad:
             slope = cdf + x * (self.xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
         return x * cdf, slope
 
-    def gelu_tanh(self, x, need_slope: bool):
-        """(y, dy/dx or None) of GPT-2's approximation y = x * (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    def gelu_vjp(self, gy, saved):
+        """gx = gy * dy/dx."""
+        return gy * saved
+
+    def gelu_tanh(self, x, need_grad: bool):
+        """As `gelu`, of GPT-2's approximation y = x * (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)."""
         c = math.sqrt(2 / math.pi)
         x2 = x * x
         cdf = 0.5 * (1.0 + self.xp.tanh(c * x * (1.0 + 0.044715 * x2)))
         slope = None
-        if need_slope:  # tanh' = 1 - tanh^2 = 4 cdf (1 - cdf)
+        if need_grad:  # tanh' = 1 - tanh^2 = 4 cdf (1 - cdf)
             slope = cdf + 2.0 * x * cdf * (1.0 - cdf) * (c * (1.0 + 3 * 0.044715 * x2))
         return x * cdf, slope
+
+    def gelu_tanh_vjp(self, gy, saved):
+        """gx = gy * dy/dx."""
+        return gy * saved
 
     def dropout_mask(self, place: random.Place, shape: tuple[int, ...], p: float):
         """Booleans, True where an element is kept, and the factor 1 / (1 - p) that keeps the mean.
@@ -113,7 +163,15 @@ class Backend:
         threshold = round(p * 65536)
         bits = random.bits16(place, math.prod(shape)).reshape(shape)
         keep = self.asarray(bits >= threshold)
-        return keep, 65536 / (65536 - threshold) if threshold < 65536 else 0.0
+        return keep, dropout_scale(threshold)
+
+    def dropout(self, x, keep, scale: float, residual=None):
+        """x * keep * scale, plus the residual if there is one."""
+        y = x * keep
+        y *= scale
+        if residual is not None:
+            y += residual
+        return y
 
     # -- normalisation --
 
@@ -140,16 +198,17 @@ class Backend:
         return gy - self.xp.exp(y) * gy.sum(axis=axis, keepdims=True)
 
     def layer_norm(self, x, weight, bias, eps: float):
-        """(y, xhat, rstd): xhat = (x - mean) * rstd over the last axis, y = xhat * weight + bias; rstd (..., 1)."""
+        """(y, saved) of y = xhat * weight + bias, xhat = (x - mean) * rstd over the last axis; saved: xhat, rstd."""
         xhat = x - x.mean(axis=-1, keepdims=True)
         rstd = 1.0 / self.xp.sqrt((xhat * xhat).mean(axis=-1, keepdims=True) + eps)
         xhat *= rstd
         y = xhat if weight is None else xhat * weight
-        return y if bias is None else y + bias, xhat, rstd
+        return y if bias is None else y + bias, (xhat, rstd)
 
-    def layer_norm_vjp(self, gy, xhat, weight, rstd, has_bias: bool):
+    def layer_norm_vjp(self, gy, saved, weight, has_bias: bool):
         """With g = gy * weight:
         gx = rstd * (g - mean(g) - xhat * mean(g * xhat)), gweight = sum(gy * xhat), gbias = sum(gy)."""
+        xhat, rstd = saved
         rows = tuple(range(gy.ndim - 1))
         gweight = (gy * xhat).sum(axis=rows) if weight is not None else None
         gbias = gy.sum(axis=rows) if has_bias else None
@@ -172,14 +231,19 @@ class Backend:
         onehot = ids.reshape(-1, 1) == self.xp.arange(rows)
         return self.gemm(onehot.astype(gy.dtype), gy.reshape(-1, gy.shape[-1]), trans_a=True)
 
+    def gather_blocks(self, tokens, starts, length: int):
+        """tokens[start : start + length] and the same one token later, for each of `starts` (B,): int64 (B, length)."""
+        index = starts[:, None] + self.xp.arange(length)
+        return tokens[index].astype(np.int64), tokens[index + 1].astype(np.int64)
+
     def index_add(self, x, index, values) -> None:
         """x[index] += values in place, where an element may be named more than once."""
         self.xp.add.at(x, index, values)
 
     def cross_entropy(self, logits, targets, ignore_index: int):
-        """(losses (N,), probabilities (N, V), valid (N,)) of -log softmax(logits)[targets], logits (N, V).
+        """(losses (N,), saved) of -log softmax(logits)[targets], logits (N, V); saved: the probabilities (N, V).
 
-        A row whose target is `ignore_index` has loss 0 and is not valid.
+        A row whose target is `ignore_index` has loss 0.
         """
         self.check_ids(targets, logits.shape[1], "cross_entropy", ignore_index)
         valid = targets != ignore_index
@@ -189,10 +253,11 @@ class Backend:
         probs = self.xp.exp(shifted, out=shifted)
         total = probs.sum(axis=1, keepdims=True)
         probs /= total
-        return self.xp.where(valid, self.xp.log(total[:, 0]) - picked, 0.0), probs, valid
+        return self.xp.where(valid, self.xp.log(total[:, 0]) - picked, 0.0), probs
 
-    def cross_entropy_vjp(self, gy, probs, targets, valid):
-        """glogits = (softmax(logits) - onehot(targets)) * gy for gy (N,), zero in the rows that are not valid."""
+    def cross_entropy_vjp(self, gy, saved, targets, ignore_index: int):
+        """glogits = (softmax(logits) - onehot(targets)) * gy for gy (N,) or (1,), zero in the rows that are ignored."""
+        probs, valid = saved, targets != ignore_index
         gy = (gy * valid).astype(probs.dtype, copy=False)
         glogits = probs * gy[:, None]
         glogits[self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)] -= gy
@@ -233,6 +298,16 @@ class Backend:
         gscores *= scale
         return self.gemm(gscores, k, out=gq), self.gemm(gscores, q, trans_a=True, out=gk), gv
 
+    def attention_of_next(self, qkv, cache, position, scale: float):
+        """Causal self-attention of one more token: qkv (B, 1, 3 H D) -> (B, 1, H D). Its keys and values go into
+        cache (2, B, H, L, D) at `position`, an integer array (1,), up to which it then attends."""
+        (_, B, H, _, D), position = cache.shape, int(position[0])  # noqa: N806
+        q, k, v = qkv.reshape(B, 3, H, D).swapaxes(0, 1)
+        cache[0, :, :, position], cache[1, :, :, position] = k, v
+        keys, values = cache[:, :, :, : position + 1]
+        weights = self.softmax(self.gemm(q[:, :, None] * scale, keys, trans_b=True))  # (B, H, 1, position + 1)
+        return self.gemm(weights, values).reshape(B, 1, H * D)
+
     def _future(self, n_queries: int, n_keys: int, dtype):
         """(T, S): -inf where a query would see a later key, else 0; the last query sees the last key."""
         queries = self.xp.arange(n_queries)[:, None] + (n_keys - n_queries)
@@ -249,24 +324,22 @@ class Backend:
         """min(1, max_norm / norm), which gradients of this norm are to be multiplied by: 0-d, stays on the device."""
         return self.xp.minimum(max_norm / (norm + 1e-6), 1.0)
 
-    def adamw_step(
-        self, p, g, m, v, step: int, lr: float, betas: tuple, eps: float, decay: float, grad_scale=1.0
-    ) -> None:
+    def adamw_step(self, p, g, m, v, rates, betas: tuple, decay: float, grad_scale=1.0) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) on flat arrays; p, m and v are updated in place.
 
-        step counts from 1. grad_scale: a number, or a 0-d array, that multiplies the gradients.
+        rates: what `AdamW.rates` says of this step, three numbers, or an array of three on the device.
+        grad_scale: a number, or a 0-d array, that multiplies the gradients.
         """
-        beta1, beta2 = betas
-        correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+        (beta1, beta2), (lr, scaled_lr, scaled_eps) = betas, rates
         m *= beta1
         m += ((1 - beta1) * grad_scale) * g
         v *= beta2
         square = g * g
         square *= (1 - beta2) * grad_scale**2
         v += square
-        update = self.xp.sqrt(v, out=square)  # lr * (m / correction1) / (sqrt(v) / correction2 + eps)
-        update += eps * correction2
+        update = self.xp.sqrt(v, out=square)
+        update += scaled_eps
         self.xp.divide(m, update, out=update)
-        update *= lr * correction2 / correction1
+        update *= scaled_lr
         p *= 1 - lr * decay
         p -= update

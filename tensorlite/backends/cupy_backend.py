@@ -1,38 +1,351 @@
-"""The GPU backend. This is the only module that imports cupy."""
+"""The GPU backend: CuPy for arrays, cuBLAS for products, and kernels of our own (`cuda/*.cu`) for what a training step
+consists of besides. This is the only module that imports cupy.
 
-from tensorlite.backends.base import Backend, BackendError
+A kernel writes one array and computes in the precision of the dtype it is given, bfloat16 in float32. For other dtypes,
+and for arrays without elements, the portable version serves.
+"""
 
-_INSTALL = "pip install cupy-cuda12x, or cupy-cuda13x if `nvidia-smi` shows CUDA 13"
+import contextlib
+import functools
+import math
+
+import numpy as np
+
+from tensorlite.backends.base import Backend, BackendError, dropout_scale
+from tensorlite.backends.cublas import Gemm
+from tensorlite.backends.flash import FlashAttention, Saved
+from tensorlite.backends.kernels import STORAGE, Kernels
+from tensorlite.backends.replay import Replay
+
+THREADS = 256  # of a block, where nothing speaks for another number
+WARP = 32
+
+
+def kernel_method(method):
+    """`method` for arrays that there are kernels for, by its first argument, and the portable version for others."""
+    portable = getattr(Backend, method.__name__)
+
+    @functools.wraps(method)
+    def choose(self, x, *args, **kwargs):
+        chosen = method if x.dtype.name in STORAGE and x.size else portable
+        return chosen(self, x, *args, **kwargs)
+
+    return choose
 
 
 class CupyBackend(Backend):
     name = "cupy"
+    graph = True  # whether what is done again and again is recorded as a CUDA graph
 
-    def __init__(self, cupy, special):
+    def __init__(self, cupy, special, cublas):
         self.xp = cupy
         self._special = special
+        self._gemm = Gemm(cupy, cublas, tf32=False)
+        self._kernels = Kernels(cupy)
+        self._flash = FlashAttention(cupy, self._kernels)
+
+    # -- arrays and the host --
 
     def to_numpy(self, x):
         return self.xp.asnumpy(x)
 
+    def upload(self, x, values):
+        # From pageable memory: CuPy returns when the values are staged, without waiting for the device.
+        x.set(np.ascontiguousarray(values, x.dtype))
+
+    def dtype(self, name):
+        if name != "bfloat16":
+            return super().dtype(name)
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise BackendError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        return np.dtype(bfloat16)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 products may round their factors to TF32, several times as fast."""
+        return self._gemm.tf32
+
+    @tf32.setter
+    def tf32(self, allowed: bool) -> None:
+        self._gemm.tf32 = allowed
+
+    def replayable(self, function):
+        return Replay(self.xp, function, self.graph)
+
+    def memory_size(self):
+        return self.xp.cuda.runtime.memGetInfo()[1]
+
+    def describe(self):
+        device = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())
+        return f"{self.name} on {device['name'].decode()}"
+
+    def explain_memory_error(self, error):
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        return f"{str(error).rstrip('.')}; {free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free"
+
+    # -- products --
+
+    def gemm(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False):
+        return self._gemm(a, b, trans_a, trans_b, out, accumulate)
+
+    @kernel_method
+    def linear(self, x, w, b):
+        y = self.xp.empty((x.size // w.shape[1], w.shape[0]), x.dtype)
+        if b is not None:
+            y[...] = b
+        self._gemm(x.reshape(-1, w.shape[1]), w, trans_b=True, out=y, accumulate=b is not None)
+        return y.reshape(*x.shape[:-1], w.shape[0])
+
+    @kernel_method
+    def linear_vjp(self, gy, x, w, has_bias, need_gx):
+        gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+        gx = self._gemm(gy2, w).reshape(x.shape) if need_gx else None
+        gw = self._gemm(gy2, x2, trans_a=True, dtype=_real(x.dtype))
+        return gx, gw, self.sum_rows(gy2) if has_bias else None
+
+    @kernel_method
+    def sum_rows(self, x):
+        (N, C), x = x.shape, self._contiguous(x)  # noqa: N806
+        slabs, columns = _slabs(N), -(-C // THREADS)
+        sums, total = (self.xp.empty((n, C), _real(x.dtype)) for n in (slabs, 1))
+        self._launch("sum_rows", x.dtype, (columns, slabs), THREADS, x, sums, N, C)
+        self._launch("sum_rows_of_sums", x.dtype, (columns,), THREADS, sums, total, slabs, C)
+        return total[0]
+
+    # -- activations --
+
     def erf(self, x):
         return self._special.erf(x)
+
+    @kernel_method
+    def relu(self, x):
+        return self._elementwise("relu", x)
+
+    @kernel_method
+    def relu_vjp(self, gy, y):
+        return self._elementwise("relu_vjp", gy, y)
+
+    @kernel_method
+    def gelu(self, x, need_grad):
+        return self._elementwise("gelu", x), x if need_grad else None
+
+    @kernel_method
+    def gelu_vjp(self, gy, saved):
+        return self._elementwise("gelu_vjp", gy, saved)
+
+    @kernel_method
+    def gelu_tanh(self, x, need_grad):
+        return self._elementwise("gelu_tanh", x), x if need_grad else None
+
+    @kernel_method
+    def gelu_tanh_vjp(self, gy, saved):
+        return self._elementwise("gelu_tanh_vjp", gy, saved)
+
+    def dropout_mask(self, place, shape, p):
+        n, threshold = math.prod(shape), round(p * 65536)
+        keep = self.xp.empty(shape, bool)
+        if n:
+            step = place.step if isinstance(place.step, self.xp.ndarray) else self.asarray([place.step], np.uint64)
+            blocks = -(-(place.element % 16 + n) // 16)  # of Philox's numbers, one to a thread
+            self._launch(
+                "dropout_mask", np.dtype(np.float32), (-(-blocks // THREADS),), THREADS,
+                keep, n, place.element, place.seed, place.stream, step, place.call, threshold,
+            )  # fmt: skip
+        return keep, dropout_scale(threshold)
+
+    @kernel_method
+    def dropout(self, x, keep, scale, residual=None):
+        keep, residual = self._contiguous(keep), residual if residual is None else self._contiguous(residual)
+        y = self.xp.empty(x.shape, x.dtype)
+        self._launch_packed("dropout", self._contiguous(x), keep, residual, y, x.size, float(scale))
+        return y
+
+    # -- normalisation --
+
+    @kernel_method
+    def layer_norm(self, x, weight, bias, eps):
+        x, C = self._contiguous(x), x.shape[-1]  # noqa: N806
+        N = x.size // C  # noqa: N806
+        y, (mean, rstd) = self.xp.empty(x.shape, x.dtype), (self.xp.empty(N, _real(x.dtype)) for _ in range(2))
+        weight, bias = (self._contiguous(p, mean.dtype) for p in (weight, bias))
+        self._launch_rows("layer_norm", x, weight, bias, y, mean, rstd, N, C, float(eps))
+        return y, (x, mean, rstd)
+
+    @kernel_method
+    def layer_norm_vjp(self, gy, saved, weight, has_bias):
+        (x, mean, rstd), gy = saved, self._contiguous(gy)
+        C = gy.shape[-1]  # noqa: N806
+        N, gx = gy.size // C, self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
+        self._launch_rows("layer_norm_vjp", gy, x, self._contiguous(weight, mean.dtype), mean, rstd, gx, N, C)
+        if weight is None and not has_bias:
+            return gx, None, None
+        slabs, columns = _slabs(N), -(-C // THREADS)
+        sums, (total,) = (self.xp.empty((n, 2 * C), mean.dtype) for n in (slabs, 1))
+        self._launch("layer_norm_vjp_weights", gy.dtype, (columns, slabs), THREADS, gy, x, mean, rstd, sums, N, C)
+        self._launch("sum_rows_of_sums", gy.dtype, (-(-2 * C // THREADS),), THREADS, sums, total, slabs, 2 * C)
+        return gx, None if weight is None else total[:C], total[C:] if has_bias else None
+
+    # -- tables and losses --
+
+    @kernel_method
+    def embedding_vjp(self, gy, ids, rows):
+        C = gy.shape[-1]  # noqa: N806
+        gweight = self.xp.zeros((rows, C), _real(gy.dtype))
+        ids, threads = self._contiguous(ids, np.int64), min(THREADS, -(-C // WARP) * WARP)
+        if rows <= 512:  # as a product with the one-hot matrix: a few rows keep few blocks busy
+            onehot = (ids.reshape(-1, 1) == self.xp.arange(rows)).astype(gy.dtype)
+            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, out=gweight)
+        self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, self._contiguous(gy), ids, gweight, ids.size, C)
+        return gweight
+
+    @kernel_method
+    def cross_entropy(self, logits, targets, ignore_index):
+        logits, targets, (N, V) = self._contiguous(logits), self._contiguous(targets, np.int64), logits.shape  # noqa: N806
+        losses, lse = (self.xp.empty(N, _real(logits.dtype)) for _ in range(2))
+        args = logits, targets, losses, lse, V, ignore_index
+        self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V), *args)
+        return losses, (logits, lse)
+
+    def cross_entropy_vjp(self, gy, saved, targets, ignore_index):
+        if not isinstance(saved, tuple):
+            return super().cross_entropy_vjp(gy, saved, targets, ignore_index)
+        (logits, lse), targets = saved, self._contiguous(targets, np.int64)
+        (N, V), glogits = logits.shape, self.xp.empty(logits.shape, logits.dtype)  # noqa: N806
+        gy, gy_step = self._contiguous(gy, lse.dtype), 0 if gy.size == 1 else 1
+        args = gy, gy_step, logits, targets, lse, glogits, V, ignore_index
+        self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V), *args)
+        return glogits
+
+    def gather_blocks(self, tokens, starts, length):
+        x, y = (self.xp.empty((len(starts), length), np.int64) for _ in range(2))
+        args = tokens.view(np.uint8), tokens.itemsize, starts, x, y, len(starts), length
+        self._launch("gather_blocks", np.dtype(np.float32), (-(-x.size // THREADS),), THREADS, *args)
+        return x, y
+
+    # -- attention --
+
+    @kernel_method
+    def attention(self, q, k, v, causal, scale, keep, keep_scale, out=None):
+        if self._flash.fits(q, k, v, q if out is None else out):
+            return self._flash.attention(q, k, v, causal, scale, keep, keep_scale, out)
+        probs = self._gemm(k, q, trans_b=True)  # the scores at first, keys down: (..., S, T)
+        keep = self._contiguous(keep)
+        kept = probs if keep is None else self.xp.empty(probs.shape, probs.dtype)
+        self._launch_columns("attention_softmax", probs, keep, kept, causal, scale, keep_scale)
+        return self._gemm(kept, v, trans_a=True, out=out), (probs, kept, keep, causal)
+
+    @kernel_method
+    def attention_vjp(self, gy, q, k, v, saved, scale, keep_scale, out=(None, None, None)):
+        if isinstance(saved, Saved):
+            return self._flash.attention_vjp(gy, q, k, v, saved, scale, keep_scale, out)
+        (probs, kept, keep, causal), (gq, gk, gv) = saved, out
+        g = self._gemm(v, gy, trans_b=True)
+        self._launch_columns("attention_softmax_vjp", g, probs, keep, causal, scale, keep_scale)
+        gv = self._gemm(kept, gy, out=gv)
+        return self._gemm(g, k, trans_a=True, out=gq), self._gemm(g, q, out=gk), gv
+
+    @kernel_method
+    def attention_of_next(self, qkv, cache, position, scale):
+        _, B, H, L, D = cache.shape  # noqa: N806
+        y = self.xp.empty((B, 1, H * D), qkv.dtype)
+        kernel = self._kernels("attention_of_next", qkv.dtype)
+        args = self._contiguous(qkv), cache, y, position, H, L, D, float(scale)
+        kernel((B * H,), (128,), args, shared_mem=L * _real(qkv.dtype).itemsize)
+        return y
+
+    # -- the optimiser, on flat buffers --
+
+    @kernel_method
+    def l2_norm(self, x):
+        blocks = min(1024, -(-x.size // THREADS))
+        sums, norm = self.xp.empty(blocks, x.dtype), self.xp.empty((), x.dtype)
+        self._launch("sum_squares", x.dtype, (blocks,), THREADS, x, sums, x.size)
+        self._launch("root_of_sum", x.dtype, (1,), THREADS, sums, norm, blocks)
+        return norm
+
+    @kernel_method
+    def adamw_step(self, p, g, m, v, rates, betas, decay, grad_scale=1.0):
+        if not isinstance(rates, self.xp.ndarray):
+            rates = self.asarray(rates, p.dtype)
+        if not isinstance(grad_scale, self.xp.ndarray):
+            grad_scale = None if grad_scale == 1.0 else self.asarray(grad_scale, p.dtype)
+        args = p, g, m, v, rates, grad_scale, *map(float, (*betas, decay)), p.size
+        self._launch("adamw_step", p.dtype, (-(-p.size // THREADS),), THREADS, *args)
+
+    # -- launching --
+
+    def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args) -> None:
+        # CuPy takes no None: a null pointer is a 0.
+        self._kernels(kernel, dtype)(blocks, (threads,), tuple(0 if a is None else a for a in args))
+
+    def _launch_packed(self, kernel: str, x, *args) -> None:
+        """A kernel whose threads take 16 bytes of x each."""
+        self._launch(kernel, x.dtype, (-(-x.nbytes // (16 * THREADS)),), THREADS, x, *args)
+
+    def _elementwise(self, kernel: str, x, *others):
+        """A kernel that makes y of x and others of its shape."""
+        y = self.xp.empty(x.shape, x.dtype)
+        self._launch_packed(kernel, self._contiguous(x), *map(self._contiguous, others), y, x.size)
+        return y
+
+    def _launch_rows(self, kernel: str, x, *args) -> None:
+        """A kernel whose warps take a row of x (..., C) each."""
+        rows = x.size // x.shape[-1]
+        self._launch(kernel, x.dtype, (-(-rows // (THREADS // WARP)),), THREADS, x, *args)
+
+    def _launch_columns(self, kernel: str, scores, *args) -> None:
+        """A kernel whose threads take a column of the scores (..., S, T) each; the last three of the arguments are
+        whether attention is causal, and the two scales."""
+        (*arrays, causal, scale, keep_scale), (S, T) = args, scores.shape[-2:]  # noqa: N806
+        args = scores, *arrays, S, T, int(causal), float(scale), float(keep_scale)
+        self._launch(kernel, scores.dtype, (scores.size // (S * T), -(-T // THREADS)), THREADS, *args)
+
+    def _contiguous(self, x, dtype=None):
+        """x as a kernel needs it, which knows nothing of strides and reads 16 bytes at a time; None stays."""
+        if x is None:
+            return None
+        x = self.xp.ascontiguousarray(x, dtype)
+        return x if x.data.ptr % 16 == 0 else x.copy()
+
+
+def _real(dtype):
+    """What a kernel computes in, and makes sums and weights' gradients of, for arrays of this dtype."""
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+
+
+def _slabs(rows: int) -> int:
+    """How many parts to cut the rows into whose sums over rows are made side by side."""
+    return max(1, min(128, rows // 64))
+
+
+def _row_threads(length: int) -> int:
+    """Threads of a block that takes a row of this length."""
+    return min(1024, -(-length // WARP) * WARP)
 
 
 def load() -> CupyBackend:
     """The backend, if there is a CuPy with a device to run on. BackendError says what is missing."""
+    doctor = "python -m tensorlite.doctor says what to install"
     try:
         import cupy
         from cupyx.scipy import special
     except ImportError as error:
-        raise BackendError(f"the cupy backend cannot import CuPy ({error}): {_INSTALL}") from None
+        raise BackendError(f"the cupy backend cannot import CuPy ({error}): {doctor}") from None
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise BackendError(
             f"the cupy backend found CuPy {cupy.__version__} but no usable GPU ({error}): "
-            "install or update the NVIDIA driver, or use --backend numpy"
+            f"install or update the NVIDIA driver, or use --backend numpy; {doctor}"
         ) from None
     if devices == 0:
         raise BackendError("the cupy backend found no NVIDIA GPU on this machine: use --backend numpy")
-    return CupyBackend(cupy, special)
+    try:
+        from nvmath.bindings import cublas
+    except ImportError as error:
+        raise BackendError(f"the cupy backend cannot import nvmath-python ({error}): {doctor}") from None
+    with contextlib.suppress(ImportError):
+        import ml_dtypes  # noqa: F401 - CuPy knows bfloat16 from here on
+    return CupyBackend(cupy, special, cublas)

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import mmap
+import os
 import sys
 
 import numpy as np
@@ -39,6 +40,12 @@ class NumpyBackend(Backend):
             raise MemoryError(f"cannot have {size:,} shared numbers of type {dtype}") from None
         return np.frombuffer(memory, dtype, size)
 
+    def memory_size(self):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):  # not on this platform
+            return None
+
     def tune_allocator(self):
         # glibc gives freed memory back to the system and gets it again page by page, each page with a fault and zeroed:
         # a third of a training step. Other allocators either lack these settings or do not need them.
@@ -57,7 +64,9 @@ class NumpyBackend(Backend):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"{op}: id {wrong} is out of range; the {size} ids go from 0 to {size - 1}")
 
-    def gemm(self, a, b, trans_a=False, trans_b=False, out=None):
+    def gemm(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False):
+        if accumulate:
+            return super().gemm(a, b, trans_a, trans_b, out, accumulate)
         return np.matmul(a.mT if trans_a else a, b.mT if trans_b else b, out=out)
 
     def sum_rows(self, x):
@@ -71,9 +80,9 @@ class NumpyBackend(Backend):
         # Against an array: NumPy's maximum with a scalar takes three times as long.
         return np.maximum(x, np.zeros(x.shape[-1:], x.dtype))
 
-    def gelu(self, x, need_slope):
+    def gelu(self, x, need_grad):
         if x.dtype != np.float32 or x.ndim == 0:  # NumPy makes a 0-d product a scalar, which `out` does not take
-            return super().gelu(x, need_slope)
+            return super().gelu(x, need_grad)
         density = x * x
         density *= -0.5
         np.exp(density, out=density)  # sqrt(2 pi) times the density of the normal distribution
@@ -92,7 +101,7 @@ class NumpyBackend(Backend):
         np.bitwise_or(cdf.view(np.int32), sign, out=cdf.view(np.int32))
         cdf += 0.5
         slope = None
-        if need_slope:
+        if need_grad:
             density *= x
             density *= 1 / math.sqrt(2 * math.pi)
             slope = np.add(density, cdf, out=density)
@@ -127,7 +136,7 @@ class NumpyBackend(Backend):
             y = xhat if weight is None else xhat * weight
             if bias is not None:
                 y = y + bias
-            return y.reshape(x.shape), xhat.reshape(x.shape), rstd
+            return y.reshape(x.shape), (xhat.reshape(x.shape), rstd)
         xhat = x - _row_sums(x) / C
         rstd = _row_dots(xhat, xhat)
         rstd /= C
@@ -138,10 +147,10 @@ class NumpyBackend(Backend):
         y = xhat if weight is None else xhat * weight
         if bias is not None:
             y = np.add(y, bias, out=None if y is xhat else y)
-        return y, xhat, rstd
+        return y, (xhat, rstd)
 
-    def layer_norm_vjp(self, gy, xhat, weight, rstd, has_bias):
-        C = gy.shape[-1]  # noqa: N806
+    def layer_norm_vjp(self, gy, saved, weight, has_bias):
+        (xhat, rstd), C = saved, gy.shape[-1]  # noqa: N806
         gweight = None if weight is None else _column_sums((gy * xhat).reshape(-1, C))
         gbias = _column_sums(gy.reshape(-1, C)) if has_bias else None
         gx = gy * (1.0 if weight is None else weight)

@@ -7,6 +7,8 @@ turns the result's gradient into its inputs' gradients.
 from tensorlite.ops.attention import scaled_dot_product_attention, self_attention
 from tensorlite.ops.elementwise import (
     add,
+    add_dropout,
+    cast,
     div,
     dropout,
     exp,
@@ -30,10 +32,10 @@ from tensorlite.ops.tokens import cross_entropy, embedding
 from tensorlite.tensor import Tensor
 
 __all__ = [
-    "add", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "getitem", "layer_norm",
-    "linear", "log", "log_softmax", "masked_fill", "matmul", "max", "mean", "mul", "neg", "permute", "pow", "relu",
-    "reshape", "scaled_dot_product_attention", "self_attention", "softmax", "split", "sqrt", "sub", "sum", "tanh",
-    "transpose", "where",
+    "add", "add_dropout", "cast", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
+    "getitem", "layer_norm", "linear", "log", "log_softmax", "masked_fill", "matmul", "max", "mean", "mul", "neg",
+    "permute", "pow", "relu", "reshape", "scaled_dot_product_attention", "self_attention", "softmax", "split", "sqrt",
+    "sub", "sum", "tanh", "transpose", "where",
 ]  # fmt: skip
 
 _METHODS = (

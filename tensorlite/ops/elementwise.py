@@ -138,11 +138,12 @@ def gelu(x, approximate: str = "none") -> Tensor:
     """
     x_data = data(x)
     be = backend_of(x_data)
-    kernels = {"none": be.gelu, "tanh": be.gelu_tanh}
+    kernels = {"none": (be.gelu, be.gelu_vjp), "tanh": (be.gelu_tanh, be.gelu_tanh_vjp)}
     if approximate not in kernels:
         raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
-    y, slope = kernels[approximate](x_data, needs_grad(x))
-    return record(y, (x,), lambda gy: (gy * slope,))
+    gelu_of, gelu_vjp = kernels[approximate]
+    y, saved = gelu_of(x_data, needs_grad(x))
+    return record(y, (x,), lambda gy: (gelu_vjp(gy, saved),))
 
 
 def where(condition, a, b) -> Tensor:
@@ -189,14 +190,26 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
     if not training or p == 0.0:
         return x if isinstance(x, Tensor) else Tensor(x)
     x_data = data(x)
-    keep, scale = draw_dropout(backend_of(x_data), x_data.shape, p)
+    be = backend_of(x_data)
+    keep, scale = draw_dropout(be, x_data.shape, p)
+    return record(be.dropout(x_data, keep, scale), (x,), lambda gy: (be.dropout(gy, keep, scale),))
 
-    def dropped(a):
-        a = a * keep
-        a *= scale
-        return a
 
-    return record(dropped(x_data), (x,), lambda gy: (dropped(gy),))
+def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
+    """x + dropout(branch, p, training) for two tensors of one shape, in one pass."""
+    x_data, b = data(x), data(branch)
+    if not training or p == 0.0 or x_data.shape != b.shape:
+        return add(x, dropout(branch, p, training))
+    be = backend_of(x_data, b, op="add_dropout")
+    keep, scale = draw_dropout(be, b.shape, p)
+    y = be.dropout(b, keep, scale, x_data)
+    return record(y, (x, branch), lambda gy: (gy, be.dropout(gy, keep, scale)))
+
+
+def cast(x, dtype) -> Tensor:
+    """x in another floating-point dtype; its gradient comes back in x's own."""
+    x_data = data(x)
+    return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 
 def draw_dropout(be, shape: tuple[int, ...], p: float):

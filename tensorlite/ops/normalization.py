@@ -26,8 +26,7 @@ def log_softmax(x, axis: int = -1) -> Tensor:
 def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """y = (x - mean) * rstd * weight + bias over the last axis (Ba et al. 2016); x (..., C), weight and bias (C,).
 
-    rstd = 1 / sqrt(variance + eps) with the biased variance. Backward keeps rstd and
-    the normalised x.
+    rstd = 1 / sqrt(variance + eps) with the biased variance.
     """
     x_data, w, b = data(x), data(weight), data(bias)
     be = backend_of(x_data, w, b, op="layer_norm")
@@ -35,10 +34,10 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     for name, p in (("weight", w), ("bias", b)):
         if p is not None and p.shape != x_data.shape[-1:]:
             raise ValueError(f"layer_norm: {name} has shape {p.shape}, x {x_data.shape} needs {x_data.shape[-1:]}")
-    y, xhat, rstd = be.layer_norm(x_data, w, b, eps)
+    y, saved = be.layer_norm(x_data, w, b, eps)
     has_bias = b is not None
 
     def vjp(gy):
-        return be.layer_norm_vjp(gy, xhat, w, rstd, has_bias)
+        return be.layer_norm_vjp(gy, saved, w, has_bias)
 
     return record(y, (x, weight, bias), vjp)

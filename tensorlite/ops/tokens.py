@@ -32,18 +32,19 @@ def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "m
         raise ValueError(
             f"cross_entropy: expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}"
         )
-    shape, dtype = logits_data.shape, logits_data.dtype
+    shape = logits_data.shape
     flat = targets.reshape(-1)
-    losses, probs, valid = be.cross_entropy(logits_data.reshape(-1, shape[-1]), flat, ignore_index)
+    losses, saved = be.cross_entropy(logits_data.reshape(-1, shape[-1]), flat, ignore_index)
     if reduction == "none":
         out, weight = losses.reshape(targets.shape), 1.0
     elif reduction == "sum":
         out, weight = losses.sum(), 1.0
     else:
-        weight = 1.0 / be.xp.maximum(valid.sum(), 1).astype(dtype)
+        counted = (flat != ignore_index).sum()
+        weight = 1.0 / be.xp.maximum(counted, 1).astype(losses.dtype)
         out = losses.sum() * weight
 
     def vjp(gy):
-        return (be.cross_entropy_vjp(gy.reshape(-1) * weight, probs, flat, valid).reshape(shape),)
+        return (be.cross_entropy_vjp(gy.reshape(-1) * weight, saved, flat, ignore_index).reshape(shape),)
 
     return record(out, (logits,), vjp)

@@ -1,0 +1,100 @@
+// What every kernel file begins with: types, packs of elements, sums over warps and blocks, random numbers.
+//
+// A file is compiled once for each type that arrays are stored in: STORAGE is 64 (double), 32 (float) or 16 (bfloat16).
+// Whole numbers come as long long and constants as double, which is how CuPy passes Python's; Real is what is computed.
+
+struct bfloat16 { unsigned short bits; };
+
+#if STORAGE == 64
+typedef double Stored;
+typedef double Real;
+#elif STORAGE == 32
+typedef float Stored;
+typedef float Real;
+#else
+typedef bfloat16 Stored;
+typedef float Real;
+#endif
+
+typedef long long Index;
+typedef unsigned long long u64;
+
+#define KERNEL extern "C" __global__ void
+
+#ifndef CUDA_ON_CPU  // where the tests run these files
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#endif
+
+constexpr Real LOWEST = -3.0e38f;  // less than any number met, and still a number: LOWEST - LOWEST is not NaN
+constexpr int WARP = 32;
+
+__device__ inline Real real(double x) { return (Real)x; }
+__device__ inline Real real(float x) { return (Real)x; }
+__device__ inline Real real(bfloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+
+// To the nearest, ties to even; a NaN stays one.
+__device__ inline bfloat16 to_bfloat16(float x) {
+    unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {(unsigned short)(bits >> 16 | 0x40u)};
+    return {(unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+#if STORAGE == 16
+__device__ inline Stored stored(Real x) { return to_bfloat16(x); }
+#else
+__device__ inline Stored stored(Real x) { return x; }
+#endif
+
+// -- packs: what a thread reads or writes at once, 16 bytes. Arrays that are read so begin at a multiple of that. --
+
+constexpr int PACK = 16 / sizeof(Stored);
+struct alignas(16) Pack { Stored item[PACK]; };
+
+// Elements [i, i + PACK) of the n of x; what lies beyond them is not touched.
+__device__ inline Pack load_pack(const Stored* x, Index i, Index n) {
+    if (i + PACK <= n) return *(const Pack*)(x + i);
+    Pack pack = {};
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) if (i + k < n) pack.item[k] = x[i + k];
+    return pack;
+}
+
+__device__ inline void store_pack(Stored* y, Index i, Index n, const Pack& pack) {
+    if (i + PACK <= n) { *(Pack*)(y + i) = pack; return; }
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) if (i + k < n) y[i + k] = pack.item[k];
+}
+
+// The first element that this thread of the grid is to work on, when each takes `each` in turn.
+__device__ inline Index first_element(int each) { return ((Index)blockIdx.x * blockDim.x + threadIdx.x) * each; }
+
+// -- sums, in an order that depends on nothing but their length --
+
+__device__ inline Real warp_sum(Real x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+__device__ inline Real warp_max(Real x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+// The sum of x over the threads of the block, for all of them. shared: WARP numbers of the block's own.
+__device__ inline Real block_sum(Real x, Real* shared) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    __syncthreads();  // an earlier sum may still be read
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? shared[lane] : Real(0));
+}
+
+__device__ inline Real block_max(Real x, Real* shared) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_max(x);
+    __syncthreads();
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    return warp_max(lane < warps ? shared[lane] : LOWEST);
+}

@@ -1,0 +1,107 @@
+// Activations and dropout: a thread takes one pack of elements.
+
+template <class F>
+__device__ void map(const Stored* x, Stored* y, Index n, F f) {
+    Index i = first_element(PACK);
+    if (i >= n) return;
+    Pack a = load_pack(x, i, n);
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) a.item[k] = stored(f(real(a.item[k])));
+    store_pack(y, i, n, a);
+}
+
+template <class F>
+__device__ void map(const Stored* x1, const Stored* x2, Stored* y, Index n, F f) {
+    Index i = first_element(PACK);
+    if (i >= n) return;
+    Pack a = load_pack(x1, i, n), b = load_pack(x2, i, n);
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) a.item[k] = stored(f(real(a.item[k]), real(b.item[k])));
+    store_pack(y, i, n, a);
+}
+
+KERNEL relu(const Stored* x, Stored* y, Index n) {
+    map(x, y, n, [](Real x) { return x > 0 ? x : x * 0; });  // a NaN stays one
+}
+
+KERNEL relu_vjp(const Stored* gy, const Stored* y, Stored* gx, Index n) {
+    map(gy, y, gx, n, [](Real gy, Real y) { return y > 0 ? gy : Real(0); });
+}
+
+// GELU: y = x Phi(x), dy/dx = Phi(x) + x phi(x). Phi is the normal distribution function, phi its density.
+
+__device__ inline Real normal_cdf(Real x) { return Real(0.5) * (1 + erf(x * Real(0.70710678118654752))); }
+
+KERNEL gelu(const Stored* x, Stored* y, Index n) {
+    map(x, y, n, [](Real x) { return x * normal_cdf(x); });
+}
+
+KERNEL gelu_vjp(const Stored* gy, const Stored* x, Stored* gx, Index n) {
+    map(gy, x, gx, n, [](Real gy, Real x) {
+        Real density = exp(Real(-0.5) * x * x) * Real(0.39894228040143268);
+        return gy * (normal_cdf(x) + x * density);
+    });
+}
+
+// GPT-2's approximation: Phi(x) = (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
+
+constexpr Real TANH_SCALE = 0.79788456080286536, TANH_CUBIC = 0.044715;
+
+__device__ inline Real tanh_cdf(Real x) {
+    return Real(0.5) * (1 + tanh(TANH_SCALE * x * (1 + TANH_CUBIC * x * x)));
+}
+
+KERNEL gelu_tanh(const Stored* x, Stored* y, Index n) {
+    map(x, y, n, [](Real x) { return x * tanh_cdf(x); });
+}
+
+KERNEL gelu_tanh_vjp(const Stored* gy, const Stored* x, Stored* gx, Index n) {
+    map(gy, x, gx, n, [](Real gy, Real x) {
+        Real cdf = tanh_cdf(x), slope_of_u = TANH_SCALE * (1 + 3 * TANH_CUBIC * x * x);
+        return gy * (cdf + 2 * x * cdf * (1 - cdf) * slope_of_u);  // tanh' = 1 - tanh^2 = 4 cdf (1 - cdf)
+    });
+}
+
+// -- dropout --
+
+// The block of four numbers at `counter` under `key`: Philox4x64-10 (Salmon et al. 2011), as NumPy's.
+__device__ inline void philox(u64 (&counter)[4], u64 key0, u64 key1) {
+    for (int round = 0; round < 10; round++) {
+        u64 high0 = __umul64hi(0xD2E7470EE14C6C93ull, counter[0]), low0 = 0xD2E7470EE14C6C93ull * counter[0];
+        u64 high1 = __umul64hi(0xCA5A826395121157ull, counter[2]), low1 = 0xCA5A826395121157ull * counter[2];
+        counter[0] = high1 ^ counter[1] ^ key0;
+        counter[1] = low1;
+        counter[2] = high0 ^ counter[3] ^ key1;
+        counter[3] = low0;
+        key0 += 0x9E3779B97F4A7C15ull;
+        key1 += 0xBB67AE8584CAA73Bull;
+    }
+}
+
+// keep[i] = whether the 16 random bits of element first + i reach the threshold. A thread takes the 16 elements of one
+// block of numbers. The step lies in device memory, so that a captured graph draws anew each time.
+KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, const u64* step, Index call,
+                    Index threshold) {
+    Index block = first / 16 + first_element(1), start = block * 16 - first;
+    if (start >= n) return;
+    // NumPy counts a block up before it makes it, so the first of a stream is number 1.
+    u64 counter[4] = {(u64)block + 1, (u64)call, *step, 0};
+    philox(counter, seed, stream);
+    struct alignas(16) { bool item[16]; } kept;
+    for (int k = 0; k < 16; k++) kept.item[k] = (Index)(counter[k / 4] >> k % 4 * 16 & 0xffff) >= threshold;
+    if (start >= 0 && start % 16 == 0 && start + 16 <= n) *(uint4*)(keep + start) = *(uint4*)&kept;
+    else for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
+}
+
+// y = x * keep * scale, plus the residual if there is one.
+KERNEL dropout(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index n, double scale_) {
+    Index i = first_element(PACK);
+    if (i >= n) return;
+    Real scale = scale_;
+    Pack a = load_pack(x, i, n), b = {};
+    if (residual) b = load_pack(residual, i, n);
+    #pragma unroll
+    for (int k = 0; k < PACK; k++)
+        a.item[k] = stored((i + k < n && keep[i + k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
+    store_pack(y, i, n, a);
+}

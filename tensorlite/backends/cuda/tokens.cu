@@ -1,0 +1,73 @@
+// Tokens: cutting blocks out of a text, the gradient of a table that tokens are looked up in, and the loss.
+
+// Row i of x and y (rows, T): tokens starts[i] + t and starts[i] + t + 1. A token is `width` bytes.
+KERNEL gather_blocks(const unsigned char* tokens, Index width, const Index* starts, Index* x, Index* y, Index rows,
+                     Index T) {
+    Index i = first_element(1);
+    if (i >= rows * T) return;
+    Index at = starts[i / T] + i % T;
+    for (int next = 0; next < 2; next++, at++) {
+        Index token = width == 1 ? tokens[at] : width == 2 ? ((const unsigned short*)tokens)[at]
+                                                           : ((const int*)tokens)[at];
+        (next ? y : x)[i] = token;
+    }
+}
+
+// gweight[ids[i]] = the sum of the rows of gy (N, C) whose id it is, in their order; the rest of gweight stays. Block i
+// works if no token before i has the same id: then it adds up all the rows from i on.
+KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N, Index C) {
+    __shared__ Index found[WARP * WARP];
+    __shared__ int earlier;
+    Index i = blockIdx.x, id = ids[i];
+    if (threadIdx.x == 0) earlier = 0;
+    __syncthreads();
+    for (Index start = 0; start < i; start += blockDim.x) {
+        Index j = start + threadIdx.x;
+        if (j < i && ids[j] == id) earlier = 1;  // all write the same
+        __syncthreads();
+        if (earlier) return;
+        __syncthreads();  // before one that is ahead writes again
+    }
+    gweight += id * C;
+    for (Index c = threadIdx.x; c < C; c += blockDim.x) gweight[c] = 0;
+    for (Index start = i; start < N; start += blockDim.x) {
+        Index j = start + threadIdx.x;
+        __syncthreads();
+        found[threadIdx.x] = j < N && ids[j] == id;
+        __syncthreads();
+        for (int k = 0; k < (int)blockDim.x; k++)
+            if (found[k])
+                for (Index c = threadIdx.x; c < C; c += blockDim.x) gweight[c] += real(gy[(start + k) * C + c]);
+    }
+}
+
+// -- cross-entropy, logits (N, V): a block per row; a row whose target is `ignored` counts for nothing --
+
+// losses = log(sum(exp(logits))) - logits[target]; lse keeps the logarithm for the gradient.
+KERNEL cross_entropy(const Stored* logits, const Index* targets, Real* losses, Real* lse, Index V, Index ignored) {
+    __shared__ Real shared[WARP];
+    Index row = blockIdx.x, target = targets[row];
+    logits += row * V;
+    Real highest = LOWEST, sum = 0;
+    for (Index c = threadIdx.x; c < V; c += blockDim.x) {
+        Real logit = real(logits[c]);
+        if (logit > highest) sum *= exp(highest - logit), highest = logit;
+        sum += exp(logit - highest);
+    }
+    Real highest_of_all = block_max(highest, shared);
+    Real log_sum = log(block_sum(sum * exp(highest - highest_of_all), shared)) + highest_of_all;
+    if (threadIdx.x) return;
+    lse[row] = log_sum;
+    losses[row] = target == ignored ? Real(0) : log_sum - real(logits[target]);
+}
+
+// glogits = (softmax(logits) - onehot(target)) * gy; gy has one number for each row, or if gy_step is 0 one for all.
+KERNEL cross_entropy_vjp(const Real* gy, Index gy_step, const Stored* logits, const Index* targets, const Real* lse,
+                         Stored* glogits, Index V, Index ignored) {
+    Index row = blockIdx.x, target = targets[row];
+    Real g = target == ignored ? Real(0) : gy[row * gy_step];
+    for (Index c = threadIdx.x; c < V; c += blockDim.x) {
+        Real p = exp(real(logits[row * V + c]) - lse[row]) - (c == target);
+        glogits[row * V + c] = stored(target == ignored ? Real(0) : p * g);
+    }
+}

@@ -1,0 +1,103 @@
+"""Attention that never writes its scores out, by the kernels of cuda/flash_attention.cu."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tensorlite.backends.kernels import Kernels
+
+HEAD_DIMS = (32, 64, 128)
+LSE_MULTIPLE = 128  # to which the queries are rounded up in what is kept for the backward pass
+THREADS = 128
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs."""
+
+    y: object
+    lse: object  # the logarithms of the sums of exponentials, float32
+    keep: object
+    causal: bool
+
+
+class FlashAttention:
+    """`attention` and `attention_vjp` of a Backend, for bfloat16 on tensor cores (compute capability 8.0).
+
+    cupy: the module, or what stands for it.
+    """
+
+    def __init__(self, cupy, kernels: Kernels):
+        self._cupy, self._kernels = cupy, kernels
+
+    def fits(self, *arrays) -> bool:
+        """Whether there are kernels for these q, k, v, and y or gradients."""
+        first = arrays[0]
+        return (
+            first.dtype.name == "bfloat16"
+            and first.ndim == 4
+            and first.shape[-1] in HEAD_DIMS
+            and all(_aligned(x, first.shape[-1]) for x in arrays)
+            and int(self._cupy.cuda.Device().compute_capability) >= 80
+        )
+
+    def attention(self, q, k, v, causal: bool, scale: float, keep, keep_scale: float, out=None):
+        (B, H, T, D), S = q.shape, k.shape[2]  # noqa: N806
+        y = self._cupy.empty(q.shape, q.dtype) if out is None else out
+        lse = self._cupy.empty((B, H, _rounded(T)), np.float32)
+        rows, step = _tile(D)
+        shared = 2 * (D + 8) * (rows + 4 * step) + (0 if keep is None else 2 * step * (rows + 16))
+        tensors = [part for x in (q, k, v, y) for part in _tensor(x)]
+        settings = _settings(keep, keep_scale, scale, causal, H, T, S)
+        self._launch("flash_attention", D, (B * H, -(-T // rows)), shared, *tensors, lse, *settings)
+        return y, Saved(y, lse, keep, causal)
+
+    def attention_vjp(self, gy, q, k, v, saved: Saved, scale: float, keep_scale: float, out=(None, None, None)):
+        (B, H, T, D), S = q.shape, k.shape[2]  # noqa: N806
+        y, lse, keep, causal = saved
+        if not _aligned(gy, D):
+            gy = gy.copy()
+        gq, gk, gv = (
+            self._cupy.empty(x.shape, x.dtype) if g is None else g for x, g in zip((q, k, v), out, strict=True)
+        )
+        delta = self._cupy.empty(lse.shape, np.float32)
+        rows, step = _tile(D)
+        settings = _settings(keep, keep_scale, scale, causal, H, T, S)
+        tiles = 2 * (D + 8) * (2 * rows + 4 * step)
+        tensors = [part for x in (q, k, v, y, gy, gq) for part in _tensor(x)]
+        shared = tiles + (0 if keep is None else 2 * step * (rows + 16))
+        self._launch("flash_attention_gq", D, (B * H, -(-T // rows)), shared, *tensors, lse, delta, *settings)
+        tensors = [part for x in (q, k, v, gy, gk, gv) for part in _tensor(x)]
+        shared = tiles + 16 * step + (0 if keep is None else 2 * rows * (step + 16))
+        self._launch("flash_attention_gkv", D, (B * H, -(-S // rows)), shared, *tensors, lse, delta, *settings)
+        return gq, gk, gv
+
+    def _launch(self, name: str, head_dim: int, blocks: tuple[int, int], shared: int, *args) -> None:
+        self._kernels.of_flash_attention(name, head_dim)(blocks, (THREADS,), args, shared_mem=shared)
+
+
+def _aligned(x, head_dim: int) -> bool:
+    """Whether the rows of x (B, H, rows, head_dim) are contiguous and begin at multiples of 16 bytes."""
+    return (
+        x.shape[-1] == head_dim
+        and x.strides[-1] == x.itemsize
+        and x.data.ptr % 16 == 0
+        and all(stride % 16 == 0 for stride in x.strides[:-1])
+    )
+
+
+def _tile(head_dim: int) -> tuple[int, int]:
+    """ROWS and STEP of the kernels."""
+    return (64, 32) if head_dim == 128 else (128, 64)
+
+
+def _rounded(queries: int) -> int:
+    return -(-queries // LSE_MULTIPLE) * LSE_MULTIPLE
+
+
+def _tensor(x) -> tuple:
+    """An array as the kernels take it: itself, and its strides of batch, head and row in elements."""
+    return (x, *(stride // x.itemsize for stride in x.strides[:3]))
+
+
+def _settings(keep, keep_scale, scale, causal, *sizes) -> tuple:
+    return (0 if keep is None else keep, float(keep_scale), float(scale), int(causal), *sizes)

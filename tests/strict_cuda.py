@@ -1,0 +1,317 @@
+"""The device behind the stand-in for CuPy: memory, streams, recorded graphs and kernels, on the CPU.
+
+    memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
+    launches   everything that would run on the device goes through `launch`, which logs it: its name, and the shape,
+               dtype and allocation of each array. Two steps with the same log can be recorded once and replayed.
+    graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
+               and done again at each launch of the graph, on the same memory
+    kernels    are compiled by g++ and run on the CPU (cuda_on_cpu.py)
+
+While recording, whatever CUDA or our own rules forbid is an error: reading a value back, bringing one from the host,
+memory from the common pool, a launch on another stream, compiling, and arrays of the recording that live on.
+"""
+
+import bisect
+import contextlib
+import ctypes
+import itertools
+import weakref
+
+import cuda_on_cpu
+import numpy as np
+
+GUARD = 64  # bytes before and after each allocation
+PATTERN = 0xA5
+STRIDED = {"flash_attention", "flash_attention_gq", "flash_attention_gkv"}  # kernels that are told strides
+COMPILER_OPTIONS = ("-DSTORAGE=", "-DHEAD_DIM=", "-std=c++17")
+
+
+class MisuseError(AssertionError):
+    """CUDA or CuPy would fail here, or give something undefined."""
+
+
+class HostReadError(AssertionError):
+    """Something waited for the device where nothing may."""
+
+
+# -- memory --
+
+_serials = itertools.count()
+_memory: dict[int, tuple] = {}  # address -> (weak reference to the owner of the bytes, guards included; serial number)
+_addresses: list[int] = []  # of the above, in order
+
+
+def allocate(shape, dtype) -> np.ndarray:
+    """New memory for an array: every byte 0xFF, as NaN is in every float."""
+    if _recording is not None and _allocator is None:
+        raise MisuseError("memory from the common pool while recording: it would be given to others between launches")
+    dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + 2 * GUARD + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    owner = raw[start : start + size + 2 * GUARD]
+    owner[:GUARD] = owner[GUARD + size :] = PATTERN
+    owner[GUARD : GUARD + size] = 0xFF
+    address = owner.ctypes.data
+    _memory[address] = weakref.ref(raw, lambda _: _forget(address)), next(_serials), size
+    bisect.insort(_addresses, address)
+    return owner[GUARD : GUARD + size].view(dtype).reshape(shape)
+
+
+def _forget(address: int) -> None:
+    _memory.pop(address, None)
+    i = bisect.bisect_left(_addresses, address)
+    if i < len(_addresses) and _addresses[i] == address:
+        del _addresses[i]
+
+
+def _find(pointer: int):
+    """(address, serial number, size) of the allocation, guards not included, that a pointer points into, or None."""
+    i = bisect.bisect_right(_addresses, pointer) - 1
+    if i < 0:
+        return None
+    _, serial, size = _memory[_addresses[i]]
+    start = _addresses[i] + GUARD
+    return (start, serial, size) if start <= pointer < start + max(size, 1) else None
+
+
+def _bytes(address: int, size: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def find_allocation(pointer: int) -> np.ndarray | None:
+    """The bytes of the allocation that a pointer points into, which live as long as the view that is given."""
+    found = _find(pointer)
+    if found is None:
+        return None
+    address, _, size = found
+    raw = _memory[address - GUARD][0]()
+    start = address - raw.ctypes.data
+    return raw[start : start + size]
+
+
+def _check_guards(name: str, arrays) -> None:
+    for array in arrays:
+        start, _, size = _find(array.ctypes.data)
+        if not (_bytes(start - GUARD, GUARD) == PATTERN).all() or not (_bytes(start + size, GUARD) == PATTERN).all():
+            raise MisuseError(f"{name} wrote beside an array of shape {array.shape}")
+
+
+# -- launches --
+
+launches: list[tuple] = []
+_log_start = 0
+_forbidden = 0
+_recording: list | None = None  # what is launched while a graph is being recorded
+
+
+@contextlib.contextmanager
+def logged():
+    """A list that in the end has all that was launched within. Arrays made within go by their order, older ones by
+    their number, so that two steps which do the same on the same arrays log the same."""
+    global _log_start
+    _log_start = next(_serials)
+    launches.clear()
+    log = []
+    yield log
+    log += launches
+
+
+def launch(name: str, function, arrays) -> None:
+    """Do function(), which works on these arrays."""
+    if _recording is not None:
+        if _current is not _recording_stream:
+            raise MisuseError(f"{name} is launched on another stream than the one recorded")
+        _recording.append((function, arrays))
+    launches.append((name, *map(_description, arrays)))
+    function()
+
+
+def _description(array) -> tuple:
+    if not array.size:
+        return array.shape, array.dtype.name
+    start, serial, _ = _find(array.ctypes.data)
+    place = ("new", serial - _log_start) if serial > _log_start else ("old", serial)
+    return array.shape, array.dtype.name, *place, array.ctypes.data - start
+
+
+@contextlib.contextmanager
+def no_host_reads():
+    """Within it a value that is brought back from the device is an error."""
+    global _forbidden
+    _forbidden += 1
+    try:
+        yield
+    finally:
+        _forbidden -= 1
+
+
+def read(what: str) -> None:
+    """To be called by what waits for the device."""
+    if _forbidden or _recording is not None:
+        raise HostReadError(f"{what} brings a value back from the device: the step could not be captured as a graph")
+
+
+def write(what: str) -> None:
+    """To be called by what brings values from the host."""
+    if _recording is not None:
+        raise MisuseError(f"{what} brings values from the host: a recorded graph would bring these ones each time")
+
+
+# -- streams, events, pools and graphs --
+
+
+class Stream:
+    """As cupy.cuda.Stream."""
+
+    def __init__(self, non_blocking: bool = False, null: bool = False):
+        self.ptr = 0 if null else next(_serials) + 1
+
+    def __enter__(self):
+        global _current
+        self._outer, _current = _current, self
+        return self
+
+    def __exit__(self, *exc):
+        global _current
+        _current = self._outer
+
+    def record(self):
+        return self  # all is done in order: nothing to wait for
+
+    def wait_event(self, event) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        read("Stream.synchronize()")
+
+    def begin_capture(self) -> None:
+        global _recording, _recording_stream, _recording_start, _before
+        if self.ptr == 0:
+            raise MisuseError("the null stream cannot be captured")
+        _before = {address: _bytes(address, size + 2 * GUARD).copy() for address, (_, _, size) in _memory.items()}
+        _recording, _recording_stream, _recording_start = [], self, next(_serials)
+        made_while_recording.clear()
+
+    def end_capture(self):
+        global _recording
+        work, _recording = _recording, None
+        for address, (_, serial, size) in _memory.items():
+            if address in _before:
+                _bytes(address, size + 2 * GUARD)[:] = _before[address]
+            elif serial > _recording_start:
+                _bytes(address + GUARD, size)[:] = 0xFF
+        if made_while_recording:
+            shapes = sorted({x.inner.shape for x in made_while_recording})
+            raise MisuseError(f"arrays of the recording are still in use, of shapes {shapes}")
+        return Graph(work)
+
+
+_current = _null = Stream(null=True)
+_recording_stream = None
+made_while_recording = weakref.WeakSet()  # filled by the stand-in for cupy.ndarray
+
+
+def is_recording() -> bool:
+    return _recording is not None
+
+
+def get_current_stream() -> Stream:
+    return _current
+
+
+class Graph:
+    """As cupy.cuda.Graph."""
+
+    def __init__(self, work: list):
+        self._work = work
+
+    def launch(self, stream=None) -> None:
+        if _recording is not None:
+            raise MisuseError("a graph is launched while another is being recorded")
+        launches.append(("graph", len(self._work)))
+        for function, _ in self._work:
+            function()
+
+
+class MemoryPool:
+    """As cupy.cuda.MemoryPool; what it is for here is to be another than the common one."""
+
+    def malloc(self, size):
+        raise MisuseError("memory is made by the stand-in itself")
+
+    def free_all_blocks(self) -> None:
+        pass
+
+    def total_bytes(self) -> int:
+        return sum(size for _, _, size in _memory.values())
+
+
+_allocator = None  # that of a pool, or None for the common one
+
+
+@contextlib.contextmanager
+def using_allocator(malloc):
+    global _allocator
+    outer, _allocator = _allocator, malloc
+    try:
+        yield
+    finally:
+        _allocator = outer
+
+
+# -- kernels --
+
+
+class RawModule:
+    """As cupy.RawModule."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = ()):
+        for option in options:
+            if not option.startswith(COMPILER_OPTIONS):
+                raise MisuseError(f"NVRTC was given the option {option}: add it to COMPILER_OPTIONS if it is one")
+        self._code, self._options, self._module = code, options, None
+
+    def get_function(self, name: str):
+        if self._module is None:
+            write("compiling a module")
+            self._module = cuda_on_cpu.Module(self._code, self._options)
+        return RawKernel(name, self._module.get_function(name))
+
+
+class RawKernel:
+    """As CuPy's kernels: strides are ignored, Python's numbers come as 64 bits, and no None is taken."""
+
+    def __init__(self, name: str, kernel):
+        self.name, self._kernel, self.max_dynamic_shared_size_bytes = name, kernel, 48 << 10
+
+    def __call__(self, grid, block, args, *, shared_mem: int = 0) -> None:
+        limits = zip(grid, (2**31 - 1, 65535, 65535), strict=False)
+        if not all(type(n) is int and 0 < n <= most for n, most in limits):
+            raise MisuseError(f"{self.name}: a grid of {grid}")
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise MisuseError(f"{self.name}: {shared_mem} bytes of shared memory, {self.max_dynamic_shared_size_bytes}")
+        values, arrays = [], []
+        for i, x in enumerate(args):
+            if hasattr(x, "inner"):
+                array = x.inner
+                if self.name in STRIDED:
+                    array = array[(slice(0, 1),) * array.ndim]  # the pointer is what counts
+                elif not array.flags.c_contiguous:
+                    raise MisuseError(f"{self.name}: argument {i} is not contiguous, and a kernel ignores strides")
+                values.append(array)
+                arrays.append(x.inner)
+            elif x is None or isinstance(x, np.ndarray):
+                raise MisuseError(f"{self.name}: argument {i} is {type(x)}, which CuPy does not pass to a kernel")
+            elif x == 0 and type(x) is int and self._kernel._parameters[i].how != ".":
+                values.append(None)
+            else:
+                values.append(int(x) if type(x) is bool else x)
+
+        self._kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
+
+        def run():
+            self._kernel(grid, block, values, shared_mem=shared_mem)
+            _check_guards(self.name, arrays)
+
+        launch(self.name, run, arrays)

@@ -1,0 +1,204 @@
+"""Every CUDA kernel, run on the CPU in several thread orders, against the portable version in float64."""
+
+import math
+
+import numpy as np
+import pytest
+from cuda_on_cpu import thread_order
+from ml_dtypes import bfloat16
+from tolerances import TOLERANCES
+
+from tensorlite import get_backend, random
+
+DTYPES = (np.float64, np.float32, bfloat16)
+ORDERS = (0, 1, 2, 7)  # ascending, descending, two shuffled ones
+# A result is rounded to 8 bits, once; what a kernel sums is in float32. Attention also rounds its weights.
+TOLERANCE = TOLERANCES | {np.dtype(bfloat16): (2**-8, 1e-5)}
+ROUNDED_TWICE = {np.dtype(bfloat16): (2**-7, 2**-7)}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape)
+
+
+def ids(size, *shape):
+    return np.random.default_rng((size, *shape)).integers(0, size, shape)
+
+
+def keep(*shape):
+    return normal(*shape, seed=5) > -0.5
+
+
+CASES = {}
+
+
+def case(name, call, *arrays, tolerance=TOLERANCE):
+    """call(backend, *arrays) gives arrays; the floating-point ones among the inputs come in each dtype."""
+    assert name not in CASES
+    CASES[name] = call, arrays, tolerance
+
+
+for n in (1, 7, 1000):
+    for kernel in ("relu", "gelu", "gelu_tanh"):
+        case(f"{kernel} {n}", lambda be, x, kernel=kernel: activation(be, kernel, x), 3 * normal(n))
+    for kernel in ("relu_vjp", "gelu_vjp", "gelu_tanh_vjp"):
+        case(
+            f"{kernel} {n}", lambda be, gy, x, k=kernel: activation_vjp(be, k, gy, x), normal(n), 3 * normal(n, seed=1)
+        )
+    case(f"dropout {n}", lambda be, x, k: [be.dropout(x, k, 1.25)], normal(n), keep(n))
+    case(
+        f"dropout {n}, residual", lambda be, x, r, k: [be.dropout(x, k, 1.25, r)], normal(n), normal(n, seed=1), keep(n)
+    )
+
+
+def activation(be, kernel, x):
+    y = getattr(be, kernel)(x) if kernel == "relu" else getattr(be, kernel)(x, False)[0]
+    return [y]
+
+
+def activation_vjp(be, kernel, gy, x):
+    saved = be.relu(x) if kernel == "relu_vjp" else getattr(be, kernel.removesuffix("_vjp"))(x, True)[1]
+    return [getattr(be, kernel)(gy, saved)]
+
+
+def layer_norm(be, gy, x, weight, bias):
+    y, saved = be.layer_norm(x, weight, bias, 1e-5)
+    gradients = be.layer_norm_vjp(gy, saved, weight, bias is not None)
+    return [y, *(g for g in gradients if g is not None)]
+
+
+for shape in ((5, 7), (2, 3, 96), (300, 40), (3, 1000)):
+    x, gy, parameters = normal(*shape) + 2, normal(*shape, seed=1), (normal(shape[-1]) + 1, normal(shape[-1], seed=1))
+    case(f"layer_norm {shape}", layer_norm, gy, x, *parameters)
+case("layer_norm, no bias", lambda be, gy, x, w: layer_norm(be, gy, x, w, None), normal(4, 9), normal(4, 9), normal(9))
+case("layer_norm, bare", lambda be, gy, x: layer_norm(be, gy, x, None, None), normal(4, 9), normal(4, 9))
+
+for shape in ((1, 3), (300, 70), (1000, 300)):
+    case(f"sum_rows {shape}", lambda be, x: [be.sum_rows(x)], normal(*shape))
+
+
+def cross_entropy(be, logits, targets, gy):
+    losses, saved = be.cross_entropy(logits, targets, -100)
+    return [losses, be.cross_entropy_vjp(gy, saved, targets, -100)]
+
+
+for N, V in ((1, 3), (40, 65), (3, 1500)):
+    targets = ids(V, N)
+    targets[1::3] = -100
+    for rows in {1, N}:
+        case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, 4 * normal(N, V), targets, normal(rows))
+
+for rows, N, C in ((600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40)):
+    used = ids(min(rows, 30), N) * (rows // 30 or 1)
+    case(f"embedding_vjp {rows} {N} {C}", lambda be, gy, i, n=rows: [be.embedding_vjp(gy, i, n)], normal(N, C), used)
+
+for dtype in (np.uint8, np.uint16, np.int32):
+    tokens, starts = ids(200, 500).astype(dtype), np.array([0, 483, 7, 7])
+    case(f"gather_blocks {np.dtype(dtype)}", lambda be, t, s: be.gather_blocks(t, s, 16), tokens, starts)
+
+
+def attention(be, gy, q, k, v, mask, causal):
+    y, saved = be.attention(q, k, v, causal, 0.3, mask, 1.25 if mask is not None else 1.0)
+    return [y, *be.attention_vjp(gy, q, k, v, saved, 0.3, 1.25 if mask is not None else 1.0)]
+
+
+for causal in (False, True):
+    for T, S, D, E in ((1, 1, 1, 1), (5, 9, 4, 3), (40, 300, 8, 8), (300, 300, 4, 4)):
+        arrays = normal(2, 3, T, E), normal(2, 3, T, D), normal(2, 3, S, D, seed=1), normal(2, 3, S, E, seed=2)
+        case(f"attention {T} {S} {D} {E} {causal}",
+             lambda be, gy, q, k, v, causal=causal: attention(be, gy, q, k, v, None, causal),
+             *arrays, tolerance=TOLERANCE | ROUNDED_TWICE)  # fmt: skip
+        case(f"attention {T} {S} {D} {E} {causal}, dropout",
+             lambda be, *arrays, causal=causal: attention(be, *arrays, causal),
+             *arrays, keep(2, 3, S, T), tolerance=TOLERANCE | ROUNDED_TWICE)  # fmt: skip
+
+
+def attention_of_next(be, qkv, cache, position):
+    cache = cache.copy()
+    return [be.attention_of_next(qkv, cache, position, 0.4), cache]
+
+
+for position in (0, 1, 37, 39):
+    for D in (5, 64):
+        arrays = normal(2, 1, 3 * 3 * D), normal(2, 2, 3, 40, D)
+        case(f"attention_of_next {position} {D}", attention_of_next, *arrays, np.array([position]))
+
+
+def adamw(be, p, g, m, v, rates, scale):
+    p, m, v = p.copy(), m.copy(), v.copy()
+    be.adamw_step(p, g, m, v, rates, (0.9, 0.99), 0.1, scale)
+    return [p, m, v]
+
+
+for n in (1, 1000):
+    state = *(normal(n, seed=i) for i in range(3)), normal(n, seed=3) ** 2
+    rates = np.array([1e-2, 3e-2, 1e-8])
+    case(f"adamw_step {n}", adamw, *state, rates, np.array(0.5))
+    case(f"adamw_step {n}, unscaled", lambda be, *a: adamw(be, *a, 1.0), *state, rates)
+    case(f"adamw_step {n}, numbers", lambda be, *a: adamw(be, *a, (1e-2, 3e-2, 1e-8), 0.5), *state)
+for n in (1, 1000, 300_000):
+    case(f"l2_norm {n}", lambda be, x: [be.l2_norm(x)], normal(n))
+
+NEVER_BFLOAT16 = ("adamw_step", "l2_norm")
+EVERY = [(name, d) for name in CASES for d in DTYPES if d != bfloat16 or not name.startswith(NEVER_BFLOAT16)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), EVERY, ids=lambda x: x if isinstance(x, str) else np.dtype(x).name)
+def test_a_kernel_computes_what_the_portable_version_does(name, dtype, device):
+    call, arrays, tolerance = CASES[name]
+    dtype, real = np.dtype(dtype), np.dtype(np.float32 if dtype == bfloat16 else dtype)
+    rounded = [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
+    if name.startswith(("layer_norm", "cross_entropy")):  # parameters, and gradients of losses, are never in bfloat16
+        rounded = [
+            a.astype(real) if r.dtype == dtype and r.ndim == 1 else r for a, r in zip(arrays, rounded, strict=True)
+        ]
+    exact = [a.astype(np.float64) if a.dtype == dtype or a.dtype == real else a for a in rounded]
+    expected = call(get_backend("numpy"), *exact)
+    results = []
+    for order in ORDERS:
+        with thread_order(order):
+            results.append([device.to_numpy(a) for a in call(device, *map(device.asarray, rounded))])
+    for again in results[1:]:
+        for first, other in zip(results[0], again, strict=True):
+            assert first.tobytes() == other.tobytes(), "the order of the threads makes a difference"
+    for got, want in zip(results[0], expected, strict=True):
+        assert got.shape == want.shape
+        assert got.dtype in (dtype, real) or got.dtype == want.dtype
+        got = got.astype(np.float64)
+        assert np.isfinite(got).all(), "something was never written"
+        rtol, atol = tolerance.get(dtype, TOLERANCE[dtype])
+        np.testing.assert_allclose(got, want, rtol, atol * max(1.0, np.abs(want).max(initial=0.0)))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("element", "shape"), [(0, (3, 50)), (0, (16,)), (48, (4, 16)), (5, (1000,)), (17, (1,)), (0, ())]
+)
+def test_dropout_masks_are_numpys_bit_for_bit(p, element, shape, device):
+    for place in (
+        random.Place(0, random.DROPOUT, 0, 0, element),
+        random.Place(random.MAX_SEED, random.DROPOUT, 2**40 + 3, 12, element + 16 * 2**20),
+    ):
+        expected, scale = get_backend("numpy").dropout_mask(place, shape, p)
+        for order in ORDERS:
+            with thread_order(order):
+                got, got_scale = device.dropout_mask(place, shape, p)
+            np.testing.assert_array_equal(device.to_numpy(got), expected)
+            assert got_scale == scale
+
+
+def test_the_step_of_a_mask_may_lie_on_the_device(device):
+    step = device.asarray(np.array([7], np.uint64))
+    got, _ = device.dropout_mask(random.Place(3, random.DROPOUT, step, 2, 0), (40,), 0.5)
+    expected, _ = get_backend("numpy").dropout_mask(random.Place(3, random.DROPOUT, 7, 2, 0), (40,), 0.5)
+    np.testing.assert_array_equal(device.to_numpy(got), expected)
+
+
+def test_large_scores_do_not_overflow(device):
+    q = device.asarray(np.array([[[1e3], [-1e3]]], np.float32))
+    y, _ = device.attention(q, q, q, True, 1.0, None, 1.0)
+    np.testing.assert_array_equal(device.to_numpy(y), [[[1e3], [-1e3]]])
+    losses, _ = device.cross_entropy(
+        device.asarray(np.array([[1e4, -1e4, -math.inf]], np.float32)), device.asarray([0]), -1
+    )
+    np.testing.assert_array_equal(device.to_numpy(losses), [0.0])
