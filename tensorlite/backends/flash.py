@@ -15,7 +15,7 @@ class Saved(NamedTuple):
     """What the backward pass needs."""
 
     y: object
-    lse: object  # the logarithms of the sums of exponentials, float32
+    lse: object  # base-2 logarithms of the sums of exponentials, float32
     keep: object
     causal: bool
 
@@ -45,7 +45,7 @@ class FlashAttention:
         y = self._cupy.empty(q.shape, q.dtype) if out is None else out
         lse = self._cupy.empty((B, H, _rounded(T)), np.float32)
         rows, step = _tile(D)
-        shared = 2 * (D + 8) * (rows + 4 * step) + (0 if keep is None else 2 * step * (rows + 16))
+        shared = 2 * (D + 8) * (rows + 4 * step) + _mask_bytes(keep, rows, step)
         tensors = [part for x in (q, k, v, y) for part in _tensor(x)]
         settings = _settings(keep, keep_scale, scale, causal, H, T, S)
         self._launch("flash_attention", D, (B * H, -(-T // rows)), shared, *tensors, lse, *settings)
@@ -62,12 +62,10 @@ class FlashAttention:
         delta = self._cupy.empty(lse.shape, np.float32)
         rows, step = _tile(D)
         settings = _settings(keep, keep_scale, scale, causal, H, T, S)
-        tiles = 2 * (D + 8) * (2 * rows + 4 * step)
+        shared = 2 * (D + 8) * (2 * rows + 4 * step) + 16 * step + _mask_bytes(keep, rows, step)
         tensors = [part for x in (q, k, v, y, gy, gq) for part in _tensor(x)]
-        shared = tiles + (0 if keep is None else 2 * step * (rows + 16))
         self._launch("flash_attention_gq", D, (B * H, -(-T // rows)), shared, *tensors, lse, delta, *settings)
         tensors = [part for x in (q, k, v, gy, gk, gv) for part in _tensor(x)]
-        shared = tiles + 16 * step + (0 if keep is None else 2 * rows * (step + 16))
         self._launch("flash_attention_gkv", D, (B * H, -(-S // rows)), shared, *tensors, lse, delta, *settings)
         return gq, gk, gv
 
@@ -88,6 +86,11 @@ def _aligned(x, head_dim: int) -> bool:
 def _tile(head_dim: int) -> tuple[int, int]:
     """ROWS and STEP of the kernels."""
     return (64, 32) if head_dim == 128 else (128, 64)
+
+
+def _mask_bytes(keep, rows: int, step: int) -> int:
+    """Shared memory for two tiles of the mask."""
+    return 0 if keep is None else 2 * rows * (step + 16)
 
 
 def _rounded(queries: int) -> int:
