@@ -20,45 +20,53 @@ class CachedGPT:
     """
 
     def __init__(self, model, batch_size: int):
-        config, parts = model.config, model.transformer
-        self.batch_size, self.block_size, self.length = batch_size, config.block_size, 0
-        self._backend = be = tl.backend_of(model.token_table.data)
-        self._wte, self._wpe = parts.wte.weight.data, parts.wpe.weight.data
-        self._dtype = model.compute_dtype or self._wte.dtype
-        # What a single token is read from and its scores are put into: in place, so that this can be recorded.
-        self._ids, self._position = be.asarray(np.zeros((batch_size, 1), np.int64)), be.asarray(np.zeros(1, np.int64))
-        self._scores = be.asarray(np.zeros((batch_size, config.vocab_size), self._wte.dtype))
-        self._read_one = be.replayable(lambda: self._read(self._ids, self._position))
-        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        layers = [layer for h in parts.h for layer in (h.attn.c_attn, h.attn.c_proj, h.mlp.c_fc, h.mlp.c_proj)]
-        *linears, self._lm_head = _linears(be, [*layers, model.lm_head], self._dtype)
-        self._blocks = [
-            _CachedBlock(be, block, linears[4 * i : 4 * i + 4], be.xp.empty(shape, self._dtype))
-            for i, block in enumerate(parts.h)
-        ]
-        self._ln_f = _norm(be, parts.ln_f)
+        self.batch_size, self.block_size, self.length = batch_size, model.block_size, 0
+        self._reader = reader = _Reader(model, batch_size)
+        self._read_one = reader.backend.replayable(lambda: reader(reader.ids, reader.position))
 
     def __call__(self, ids):
-        be, (B, T), start = self._backend, ids.shape, self.length  # noqa: N806
+        reader, (B, T), start = self._reader, ids.shape, self.length  # noqa: N806
         if self.batch_size != B or not 0 < T <= self.block_size - start:
             expected = f"({self.batch_size}, T) with {start} + T at most {self.block_size}"
             raise ValueError(f"CachedGPT: expected ids of shape {expected}, T at least 1, got {ids.shape}")
+        be = reader.backend
         if T == 1:
-            be.upload(self._ids, ids)
-            be.upload(self._position, [start])
+            be.upload(reader.ids, ids)
+            be.upload(reader.position, [start])
             self._read_one()
         else:
-            self._read(be.asarray(ids), slice(start, start + T))
+            reader(be.asarray(ids), slice(start, start + T))
         self.length = start + T
-        return be.to_numpy(self._scores).copy()
+        return be.to_numpy(reader.scores).copy()
 
-    def _read(self, ids, positions) -> None:
-        """Put the scores of what follows ids (B, T) into `_scores`. positions: a slice, or an array of the only one."""
-        x = self._backend.embedding(ids, self._wte) + self._wpe[positions]  # (B, T, C) + (T, C)
-        x = x.astype(self._dtype, copy=False)
-        for block in self._blocks:
+
+class _Reader:
+    """The forward pass. A single token is read from `ids` (B, 1) at `position` (1,), and the scores of what follows come
+    into `scores`: arrays that stay, so that a GPU can record this."""
+
+    def __init__(self, model, batch_size: int):
+        config, parts = model.config, model.transformer
+        self.backend = be = tl.backend_of(model.token_table.data)
+        self.wte, self.wpe = parts.wte.weight.data, parts.wpe.weight.data
+        self.dtype = model.compute_dtype or self.wte.dtype
+        self.ids, self.position = be.asarray(np.zeros((batch_size, 1), np.int64)), be.asarray(np.zeros(1, np.int64))
+        self.scores = be.asarray(np.zeros((batch_size, config.vocab_size), self.wte.dtype))
+        shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        layers = [layer for h in parts.h for layer in (h.attn.c_attn, h.attn.c_proj, h.mlp.c_fc, h.mlp.c_proj)]
+        *linears, self.lm_head = _linears(be, [*layers, model.lm_head], self.dtype)
+        self.blocks = [
+            _CachedBlock(be, block, linears[4 * i : 4 * i + 4], be.xp.empty(shape, self.dtype))
+            for i, block in enumerate(parts.h)
+        ]
+        self.ln_f = _norm(be, parts.ln_f)
+
+    def __call__(self, ids, positions) -> None:
+        """Read ids (B, T). positions: a slice, or an array of the only one."""
+        x = self.backend.embedding(ids, self.wte) + self.wpe[positions]  # (B, T, C) + (T, C)
+        x = x.astype(self.dtype, copy=False)
+        for block in self.blocks:
             x = block(x, positions)
-        self._scores[...] = self._lm_head(self._ln_f(x[:, -1]))
+        self.scores[...] = self.lm_head(self.ln_f(x[:, -1]))
 
 
 class _CachedBlock:

@@ -36,7 +36,7 @@ class DeviceTrainer(Trainer):
         return self
 
     def __exit__(self, *exc) -> None:
-        pass
+        self._train_on_device = self._evaluate_on_device = None  # and with them their memory, at once
 
     @property
     def micro_batch_size(self) -> int:

@@ -37,6 +37,19 @@ def device(monkeypatch):
     return get_backend("cupy")
 
 
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request):
+    """The CupyBackend over the stand-in, and over CuPy where there is a GPU."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("device")
+    try:
+        backend = get_backend("cupy")
+    except BackendError as error:
+        pytest.skip(str(error))
+    backend.graph, backend.tf32 = True, False  # whatever an earlier test has set
+    return backend
+
+
 @pytest.fixture(autouse=True)
 def no_leaks():
     """Every test starts from seed 0, and fails if it leaves `no_grad` on or a random scope open."""

@@ -1,4 +1,4 @@
-"""Every CUDA kernel, run on the CPU in several thread orders, against the portable version in float64."""
+"""Every CUDA kernel against the portable version in float64: on the CPU, in several thread orders, and on a GPU."""
 
 import math
 
@@ -144,7 +144,7 @@ EVERY = [(name, d) for name in CASES for d in DTYPES if d != bfloat16 or not nam
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY, ids=lambda x: x if isinstance(x, str) else np.dtype(x).name)
-def test_a_kernel_computes_what_the_portable_version_does(name, dtype, device):
+def test_a_kernel_computes_what_the_portable_version_does(name, dtype, cuda):
     call, arrays, tolerance = CASES[name]
     dtype, real = np.dtype(dtype), np.dtype(np.float32 if dtype == bfloat16 else dtype)
     rounded = [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
@@ -157,7 +157,7 @@ def test_a_kernel_computes_what_the_portable_version_does(name, dtype, device):
     results = []
     for order in ORDERS:
         with thread_order(order):
-            results.append([device.to_numpy(a) for a in call(device, *map(device.asarray, rounded))])
+            results.append([cuda.to_numpy(a) for a in call(cuda, *map(cuda.asarray, rounded))])
     for again in results[1:]:
         for first, other in zip(results[0], again, strict=True):
             assert first.tobytes() == other.tobytes(), "the order of the threads makes a difference"
@@ -174,7 +174,7 @@ def test_a_kernel_computes_what_the_portable_version_does(name, dtype, device):
 @pytest.mark.parametrize(
     ("element", "shape"), [(0, (3, 50)), (0, (16,)), (48, (4, 16)), (5, (1000,)), (17, (1,)), (0, ())]
 )
-def test_dropout_masks_are_numpys_bit_for_bit(p, element, shape, device):
+def test_dropout_masks_are_numpys_bit_for_bit(p, element, shape, cuda):
     for place in (
         random.Place(0, random.DROPOUT, 0, 0, element),
         random.Place(random.MAX_SEED, random.DROPOUT, 2**40 + 3, 12, element + 16 * 2**20),
@@ -182,23 +182,21 @@ def test_dropout_masks_are_numpys_bit_for_bit(p, element, shape, device):
         expected, scale = get_backend("numpy").dropout_mask(place, shape, p)
         for order in ORDERS:
             with thread_order(order):
-                got, got_scale = device.dropout_mask(place, shape, p)
-            np.testing.assert_array_equal(device.to_numpy(got), expected)
+                got, got_scale = cuda.dropout_mask(place, shape, p)
+            np.testing.assert_array_equal(cuda.to_numpy(got), expected)
             assert got_scale == scale
 
 
-def test_the_step_of_a_mask_may_lie_on_the_device(device):
-    step = device.asarray(np.array([7], np.uint64))
-    got, _ = device.dropout_mask(random.Place(3, random.DROPOUT, step, 2, 0), (40,), 0.5)
+def test_the_step_of_a_mask_may_lie_on_the_device(cuda):
+    step = cuda.asarray(np.array([7], np.uint64))
+    got, _ = cuda.dropout_mask(random.Place(3, random.DROPOUT, step, 2, 0), (40,), 0.5)
     expected, _ = get_backend("numpy").dropout_mask(random.Place(3, random.DROPOUT, 7, 2, 0), (40,), 0.5)
-    np.testing.assert_array_equal(device.to_numpy(got), expected)
+    np.testing.assert_array_equal(cuda.to_numpy(got), expected)
 
 
-def test_large_scores_do_not_overflow(device):
-    q = device.asarray(np.array([[[1e3], [-1e3]]], np.float32))
-    y, _ = device.attention(q, q, q, True, 1.0, None, 1.0)
-    np.testing.assert_array_equal(device.to_numpy(y), [[[1e3], [-1e3]]])
-    losses, _ = device.cross_entropy(
-        device.asarray(np.array([[1e4, -1e4, -math.inf]], np.float32)), device.asarray([0]), -1
-    )
-    np.testing.assert_array_equal(device.to_numpy(losses), [0.0])
+def test_large_scores_do_not_overflow(cuda):
+    q = cuda.asarray(np.array([[[1e3], [-1e3]]], np.float32))
+    y, _ = cuda.attention(q, q, q, True, 1.0, None, 1.0)
+    np.testing.assert_array_equal(cuda.to_numpy(y), [[[1e3], [-1e3]]])
+    losses, _ = cuda.cross_entropy(cuda.asarray(np.array([[1e4, -1e4, -math.inf]], np.float32)), cuda.asarray([0]), -1)
+    np.testing.assert_array_equal(cuda.to_numpy(losses), [0.0])

@@ -1,0 +1,152 @@
+"""`--backend cupy`: ops, training, sampling and checkpoints are NumPy's, on the stand-in and, if there is one, a GPU."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import CASES
+from test_ops import FLOATS, assert_same, cast, run
+from test_trainer import DATA
+from tolerances import assert_close
+
+import gpt.session
+from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from gpt.config import Config, GPTConfig, TrainConfig, load_preset
+from gpt.device import Device
+from gpt.device_trainer import DeviceTrainer
+from gpt.model import build_model
+from gpt.session import start_session
+from gpt.trainer import Trainer
+from tensorlite import backend_of, get_backend, gradcheck
+
+# Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
+SHAPE = GPTConfig(
+    vocab_size=DATA.tokenizer.vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2, bias=True,
+    qkv_bias=False,
+)  # fmt: skip
+TRAIN = TrainConfig(batch_size=4, micro_batch_size=2, eval_iters=2, learning_rate=1e-2, grad_clip=0.5, seed=5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.id}")
+def test_every_op_is_that_of_numpy(case, dtype, cuda):
+    arrays = cast(case.arrays(), dtype)
+    assert_same(run(case.fn, arrays, cuda), run(case.fn, arrays, get_backend("numpy")))
+
+
+def make_trainer(model, *args):
+    on_device = backend_of(model.token_table.data).name == "cupy"
+    return (DeviceTrainer if on_device else Trainer)(model, *args)
+
+
+def trained(backend, steps: int = 4, dtype: str | None = None, shape=SHAPE, train=TRAIN):
+    """Losses and norms of the steps, then the evaluation, and the trainer."""
+    model = build_model("gpt", shape, seed=1).to(backend.name)
+    model.compute_dtype = dtype and backend.dtype(dtype)
+    with make_trainer(model, DATA, train) as trainer:
+        numbers = []
+        for _ in range(steps):
+            numbers += [float(x) for x in trainer.train_step()]
+        evaluation = trainer.evaluate()
+    return [*numbers, *vars(evaluation).values()], trainer
+
+
+def test_training_gives_the_losses_of_numpy(cuda):
+    expected, ours = trained(get_backend("numpy"))
+    got, theirs = trained(cuda)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)  # the standard errors are differences of losses
+    assert_close(cuda.to_numpy(theirs.flat.data), ours.flat.data)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_recorded_step_gives_the_bits_of_one_that_is_not(dtype, cuda):
+    runs = []
+    for graph in (False, True):
+        cuda.graph = graph
+        numbers, trainer = trained(cuda, steps=7, dtype=dtype)
+        state = (trainer.flat.data, trainer.optimizer.m, trainer.optimizer.v)
+        runs.append((numbers, [cuda.to_numpy(x).tobytes() for x in state]))
+    assert runs[0] == runs[1]
+
+
+def test_bfloat16_trains_as_float32_does(cuda):
+    (single, _), (half, trainer) = trained(cuda, steps=12), trained(cuda, steps=12, dtype="bfloat16")
+    assert trainer.flat.data.dtype == np.float32
+    assert single != half
+    # The losses are means of 32 logarithms of probabilities, each off by a few roundings of 2**-9.
+    np.testing.assert_allclose(half[:24:2], single[:24:2], atol=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_training_with_flash_attention(dropout, cuda):
+    settings = {"steps": 6, "shape": replace(SHAPE, n_embd=64, dropout=dropout)}  # heads of 32
+    settings["train"] = replace(TRAIN, learning_rate=1e-3)
+    single, _ = trained(cuda, **settings)
+    half, _ = trained(cuda, dtype="bfloat16", **settings)
+    np.testing.assert_allclose(half[:12:2], single[:12:2], atol=0.01)
+
+
+def test_gradient_accumulation_is_that_of_numpy(cuda):
+    config = replace(TRAIN, batch_size=2, gradient_accumulation_steps=3, micro_batch_size=0)
+    losses = []
+    for backend in ("numpy", "cupy"):
+        with make_trainer(build_model("gpt", SHAPE, seed=1).to(backend), DATA, config) as trainer:
+            losses.append([float(x) for _ in range(5) for x in trainer.train_step()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+KERNELS = (
+    "add_dropout", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "matmul", "relu",
+    "scaled_dot_product_attention", "self_attention",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in KERNELS], ids=lambda case: f"{case.op}: {case.id}")
+def test_kernels_against_finite_differences(case, cuda):
+    assert gradcheck(case.fn, *case.arrays(), backend="cupy")
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_sampling_gives_the_tokens_of_numpy(use_cache, graph, cuda):
+    cuda.graph = graph
+    idx = np.array([[1, 2, 3], [4, 5, 6]])
+    model = build_model("gpt", SHAPE, seed=1)
+    expected = model.generate(idx, 20, use_cache=use_cache)
+    np.testing.assert_array_equal(model.to("cupy").generate(idx, 20, use_cache=use_cache), expected)
+
+
+def test_a_whole_run_is_that_of_numpy(cuda, cwd, monkeypatch):
+    monkeypatch.setattr(gpt.session, "interrupt_on_terminate", lambda: None)  # this process is pytest's
+    tiny = {"n_layer": 1, "n_head": 2, "n_embd": 8, "max_iters": 6, "eval_interval": 3, "eval_iters": 2}
+    config = load_preset("little-shakespeare").updated({"data": "ab"} | tiny)
+    runs = {}
+    for backend, options in (("numpy", {}), ("cupy", {"tf32": False})):
+        session = start_session(config, cwd / backend, False, Device(backend, **options))
+        assert session.run() == 0
+        session.folder._lock_file.close()
+        log = (cwd / backend / "log.jsonl").read_text().splitlines()
+        losses = [json.loads(row)[key] for row in log for key in ("train_loss", "val_loss")]
+        runs[backend] = losses, (cwd / backend / "sample.txt").read_text()
+    np.testing.assert_allclose(runs["cupy"][0], runs["numpy"][0], rtol=1e-5)
+    assert runs["cupy"][1] == runs["numpy"][1]
+    state = load_checkpoint(cwd / "cupy" / "last.safetensors").weights
+    for name, weight in load_checkpoint(cwd / "numpy" / "last.safetensors").weights.items():
+        np.testing.assert_allclose(state[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_moves_between_the_backends(cuda, tmp_path):
+    _, trainer = trained(cuda)
+    config = Config(SHAPE, TRAIN)
+    state = trainer.model.state_dict()
+    moments = {name: cuda.to_numpy(getattr(trainer.optimizer, name)) for name in "mv"}
+    saved = Checkpoint(config, DATA.tokenizer, state, Progress(step=4), DATA.fingerprint, moments)
+    save_checkpoint(tmp_path / "last.safetensors", saved)
+    loaded = load_checkpoint(tmp_path / "last.safetensors")
+    continued = []
+    for backend in (get_backend("numpy"), cuda):
+        with make_trainer(loaded.build_model().to(backend.name), DATA, TRAIN) as again:
+            again.restore(loaded.optimizer, step=4)
+            continued.append([float(x) for _ in range(2) for x in again.train_step()])
+    np.testing.assert_allclose(continued[0], continued[1], rtol=1e-5)
