@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt.bigram import BigramLanguageModel
 from gpt.errors import UserError
 from gpt.language_model import LanguageModel
 from tensorlite import get_backend
@@ -47,6 +48,8 @@ class Device:
 
     def place(self, model: LanguageModel) -> LanguageModel:
         """Move the model here, to compute as the options say."""
+        if self.dtype != "float32" and isinstance(model, BigramLanguageModel):
+            raise UserError(f"--dtype {self.dtype} has no effect on a bigram table: leave it out")
         backend = get_backend(self.backend)
         if self.backend != "numpy":
             backend.tf32, backend.graph = self.tf32 is not False, self.graph is not False

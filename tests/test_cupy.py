@@ -1,4 +1,4 @@
-"""`--backend cupy`: ops, training, sampling and checkpoints are NumPy's, on the stand-in and, if there is one, a GPU."""
+"""`--backend cupy` does what NumPy does: ops, training, sampling, checkpoints; on the stand-in, and on a GPU."""
 
 import json
 from dataclasses import replace

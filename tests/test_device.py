@@ -7,6 +7,7 @@ import pytest
 import strict_cupy
 from test_trainer import DATA
 
+import sample
 import train
 from gpt.cli import run_script
 from gpt.config import GPTConfig
@@ -58,25 +59,39 @@ def test_options_reach_the_backend_and_the_model(options, tf32, graph, dtype, de
     assert (logits.dtype.name, loss.dtype.name) == (dtype or "float32", "float32")
 
 
-def run_train(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    """train.py in this process: the exit status, and what it printed."""
+def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """A script with --backend cupy in this process: the exit status, and what it printed."""
     monkeypatch.setattr("gpt.session.interrupt_on_terminate", lambda: None)  # this process is pytest's
-    monkeypatch.setattr(sys, "argv", ["train.py", "--backend", "cupy", *TINY, *arguments])
+    monkeypatch.setattr(sys, "argv", [script.__name__, "--backend", "cupy", *arguments])
     create, folders = RunFolder.create, []
     monkeypatch.setattr(RunFolder, "create", lambda *args: folders.append(create(*args)) or folders[-1])
     with pytest.raises(SystemExit) as exit_info:
-        run_script(train.main, train.MEMORY_OPTIONS)
+        run_script(script.main, script.MEMORY_OPTIONS)
     for folder in folders:
         folder._lock_file.close()
     return exit_info.value.code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--no-graph",), ("--dtype", "bfloat16"), ("--no-tf32",)])
-def test_train_py_runs(arguments, device, cwd, monkeypatch, capsys):
-    status, out, err = run_train(monkeypatch, capsys, *arguments)
+def test_train_py_and_sample_py_run(arguments, device, cwd, monkeypatch, capsys):
+    status, out, err = run_main(train, monkeypatch, capsys, *TINY, *arguments)
     assert (status, err) == (0, "")
     dtype = "bfloat16" if "bfloat16" in arguments else "float32"
     assert f"cupy on a stand-in in {dtype}" in out
+    assert "best val loss" in out
+    options = ["--prompt", "ab", "--max-new-tokens", "20", *arguments]
+    status, out, _ = run_main(sample, monkeypatch, capsys, *options)
+    assert status == 0
+    assert out.startswith("ab")
+    assert len(out.strip()) == 22
+
+
+def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, capsys):
+    arguments = ["bigram", "--data", "ab", "--max-iters", "6", "--eval-iters", "2"]
+    status, out, err = run_main(train, monkeypatch, capsys, *arguments, "--dtype", "bfloat16")
+    assert (status, err) == (2, "train: error: --dtype bfloat16 has no effect on a bigram table: leave it out\n")
+    status, out, err = run_main(train, monkeypatch, capsys, *arguments)
+    assert (status, err) == (0, "")
     assert "best val loss" in out
 
 
@@ -85,17 +100,17 @@ def test_too_little_memory_is_one_sentence(device, cwd, monkeypatch, capsys):
         raise strict_cupy.OutOfMemoryError("Out of memory allocating 1,234 bytes (allocated so far: 99 bytes).")
 
     monkeypatch.setattr(type(device), "layer_norm", full)
-    status, _, err = run_train(monkeypatch, capsys)
+    status, _, err = run_main(train, monkeypatch, capsys, *TINY)
     assert status == 2
     assert err == (
-        "train.py: error: out of memory (Out of memory allocating 1,234 bytes (allocated so far: 99 bytes); 1.0 of the "
+        "train: error: out of memory (Out of memory allocating 1,234 bytes (allocated so far: 99 bytes); 1.0 of the "
         "GPU's 16.0 GiB are free): lower --batch-size (and raise --gradient-accumulation-steps), --block-size or "
         "--n-embd\n"
     )
 
 
 def test_a_model_that_cannot_fit_the_gpu_is_refused_at_once(device, cwd, monkeypatch, capsys):
-    status, _, err = run_train(monkeypatch, capsys, "--n-embd", "65536")
+    status, _, err = run_main(train, monkeypatch, capsys, *TINY, "--n-embd", "65536")
     assert status == 2
     assert "parameters and 512 tokens per step need" in err
     assert "GiB and the GPU has 16" in err

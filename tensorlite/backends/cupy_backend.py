@@ -228,7 +228,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def attention(self, q, k, v, causal, scale, keep, keep_scale, out=None):
-        if self._flash.fits(q, k, v, q if out is None else out):
+        if scale > 0 and self._flash.fits(q, k, v, q if out is None else out):
             return self._flash.attention(q, k, v, causal, scale, keep, keep_scale, out)
         probs = self._gemm(k, q, trans_b=True)  # the scores at first, keys down: (..., S, T)
         keep = self._contiguous(keep)
@@ -260,17 +260,17 @@ class CupyBackend(Backend):
     @kernel_method
     def l2_norm(self, x):
         blocks = min(1024, -(-x.size // THREADS))
-        sums, norm = self.xp.empty(blocks, x.dtype), self.xp.empty((), x.dtype)
+        sums, norm = (self.xp.empty(shape, _real(x.dtype)) for shape in (blocks, ()))
         self._launch("sum_squares", x.dtype, (blocks,), THREADS, x, sums, x.size)
         self._launch("root_of_sum", x.dtype, (1,), THREADS, sums, norm, blocks)
         return norm
 
     @kernel_method
     def adamw_step(self, p, g, m, v, rates, betas, decay, grad_scale=1.0):
-        if not isinstance(rates, self.xp.ndarray):
-            rates = self.asarray(rates, p.dtype)
-        if not isinstance(grad_scale, self.xp.ndarray):
-            grad_scale = None if grad_scale == 1.0 else self.asarray(grad_scale, p.dtype)
+        dtype = _real(p.dtype)
+        rates = self.asarray(rates, dtype)
+        unscaled = not isinstance(grad_scale, self.xp.ndarray) and grad_scale == 1.0
+        grad_scale = None if unscaled else self.asarray(grad_scale, dtype)
         args = p, g, m, v, rates, grad_scale, *map(float, (*betas, decay)), p.size
         self._launch("adamw_step", p.dtype, (-(-p.size // THREADS),), THREADS, *args)
 

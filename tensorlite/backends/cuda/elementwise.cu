@@ -21,7 +21,7 @@ __device__ void map(const Stored* x1, const Stored* x2, Stored* y, Index n, F f)
 }
 
 KERNEL relu(const Stored* x, Stored* y, Index n) {
-    map(x, y, n, [](Real x) { return x > 0 ? x : x * 0; });  // a NaN stays one
+    map(x, y, n, [](Real x) { return x <= 0 ? Real(0) : x; });  // a NaN stays one
 }
 
 KERNEL relu_vjp(const Stored* gy, const Stored* y, Stored* gx, Index n) {

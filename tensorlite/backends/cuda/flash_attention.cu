@@ -26,7 +26,6 @@
 #endif
 
 #ifndef CUDA_ON_CPU
-#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 
 // d += a @ b: (16, 8) += (16, 16) @ (16, 8). Of d, the lane 4 g + c holds rows g and g + 8 at columns 2 c and 2 c + 1.
 __device__ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

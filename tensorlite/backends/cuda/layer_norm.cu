@@ -1,11 +1,12 @@
 // Layer norm over the rows of x (N, C): a warp per row. The weight, the bias and their gradients are never in bfloat16.
+// __restrict__ lets the compiler read several elements ahead of the one that it writes.
 //
 // y = xhat * weight + bias, xhat = (x - mean) * rstd, rstd = 1 / sqrt(variance + eps)
 
 __device__ inline Index row_of_warp() { return (Index)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; }
 
-KERNEL layer_norm(const Stored* x, const Real* weight, const Real* bias, Stored* y, Real* mean, Real* rstd, Index N,
-                  Index C, double eps) {
+KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight, const Real* __restrict__ bias,
+                  Stored* __restrict__ y, Real* mean, Real* rstd, Index N, Index C, double eps) {
     Index row = row_of_warp();
     int lane = threadIdx.x % WARP;
     if (row >= N) return;
@@ -28,8 +29,8 @@ KERNEL layer_norm(const Stored* x, const Real* weight, const Real* bias, Stored*
 }
 
 // gx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = gy * weight.
-KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, const Real* mean, const Real* rstd,
-                      Stored* gx, Index N, Index C) {
+KERNEL layer_norm_vjp(const Stored* __restrict__ gy, const Stored* __restrict__ x, const Real* __restrict__ weight,
+                      const Real* mean, const Real* rstd, Stored* __restrict__ gx, Index N, Index C) {
     Index row = row_of_warp();
     int lane = threadIdx.x % WARP;
     if (row >= N) return;

@@ -13,8 +13,8 @@ KERNEL gather_blocks(const unsigned char* tokens, Index width, const Index* star
     }
 }
 
-// gweight[ids[i]] = the sum of the rows of gy (N, C) whose id it is, in their order; the rest of gweight stays. Block i
-// works if no token before i has the same id: then it adds up all the rows from i on.
+// gweight[ids[i]] += the sum of the rows of gy (N, C) whose id it is, in their order. Block i works if no token before i
+// has the same id: then it adds up all the rows from i on.
 KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N, Index C) {
     __shared__ Index found[WARP * WARP];
     __shared__ int earlier;
@@ -29,7 +29,6 @@ KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N,
         __syncthreads();  // before one that is ahead writes again
     }
     gweight += id * C;
-    for (Index c = threadIdx.x; c < C; c += blockDim.x) gweight[c] = 0;
     for (Index start = i; start < N; start += blockDim.x) {
         Index j = start + threadIdx.x;
         __syncthreads();
@@ -62,10 +61,10 @@ KERNEL cross_entropy(const Stored* logits, const Index* targets, Real* losses, R
 }
 
 // glogits = (softmax(logits) - onehot(target)) * gy; gy has one number for each row, or if gy_step is 0 one for all.
-KERNEL cross_entropy_vjp(const Real* gy, Index gy_step, const Stored* logits, const Index* targets, const Real* lse,
-                         Stored* glogits, Index V, Index ignored) {
+KERNEL cross_entropy_vjp(const Real* gy, Index gy_step, const Stored* __restrict__ logits, const Index* targets,
+                         const Real* lse, Stored* __restrict__ glogits, Index V, Index ignored) {
     Index row = blockIdx.x, target = targets[row];
-    Real g = target == ignored ? Real(0) : gy[row * gy_step];
+    Real g = gy[row * gy_step];
     for (Index c = threadIdx.x; c < V; c += blockDim.x) {
         Real p = exp(real(logits[row * V + c]) - lse[row]) - (c == target);
         glogits[row * V + c] = stored(target == ignored ? Real(0) : p * g);
