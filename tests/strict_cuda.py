@@ -22,7 +22,9 @@ import numpy as np
 
 GUARD = 64  # bytes before and after each allocation
 PATTERN = 0xA5
-STRIDED = {"flash_attention", "flash_attention_gq", "flash_attention_gkv"}  # kernels that are told strides
+STRIDED = {  # kernels that are told strides
+    "flash_attention", "flash_attention_gq", "flash_attention_gkv", "cross_entropy", "cross_entropy_vjp"
+}  # fmt: skip
 COMPILER_OPTIONS = ("-DSTORAGE=", "-DHEAD_DIM=", "-std=c++17")
 
 
@@ -189,14 +191,14 @@ class Stream:
         global _recording, _recording_stream, _recording_start, _before
         if self.ptr == 0:
             raise MisuseError("the null stream cannot be captured")
-        _before = {address: _bytes(address, size + 2 * GUARD).copy() for address, (_, _, size) in _memory.items()}
+        _before = {address: _bytes(address, size + 2 * GUARD).copy() for address, (_, _, size) in list(_memory.items())}
         _recording, _recording_stream, _recording_start = [], self, next(_serials)
         made_while_recording.clear()
 
     def end_capture(self):
         global _recording
         work, _recording = _recording, None
-        for address, (_, serial, size) in _memory.items():
+        for address, (_, serial, size) in list(_memory.items()):
             if address in _before:
                 _bytes(address, size + 2 * GUARD)[:] = _before[address]
             elif serial > _recording_start:
@@ -244,7 +246,7 @@ class MemoryPool:
         pass
 
     def total_bytes(self) -> int:
-        return sum(size for _, _, size in _memory.values())
+        return sum(size for _, _, size in list(_memory.values()))
 
 
 _allocator = None  # that of a pool, or None for the common one

@@ -15,7 +15,7 @@ from tensorlite.backends.base import Backend, BackendError, dropout_scale
 from tensorlite.backends.cublas import Gemm
 from tensorlite.backends.flash import FlashAttention, Saved
 from tensorlite.backends.kernels import STORAGE, Kernels
-from tensorlite.backends.replay import Replay
+from tensorlite.backends.replay import Recorder, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
@@ -43,6 +43,7 @@ class CupyBackend(Backend):
         self._gemm = Gemm(cupy, cublas, tf32=False)
         self._kernels = Kernels(cupy)
         self._flash = FlashAttention(cupy, self._kernels)
+        self._recorder = None
 
     # -- arrays and the host --
 
@@ -72,7 +73,9 @@ class CupyBackend(Backend):
         self._gemm.tf32 = allowed
 
     def replayable(self, function):
-        return Replay(self.xp, function, self.graph)
+        if self.graph and self._recorder is None:
+            self._recorder = Recorder(self.xp)
+        return Replay(self._recorder if self.graph else None, function)
 
     def memory_size(self):
         return self.xp.cuda.runtime.memGetInfo()[1]
@@ -92,7 +95,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def linear(self, x, w, b):
-        y = self.xp.empty((x.size // w.shape[1], w.shape[0]), x.dtype)
+        y = self._empty_rows(x.size // w.shape[1], w.shape[0], x.dtype)
         if b is not None:
             y[...] = b
         self._gemm(x.reshape(-1, w.shape[1]), w, trans_b=True, out=y, accumulate=b is not None)
@@ -192,19 +195,22 @@ class CupyBackend(Backend):
     @kernel_method
     def embedding_vjp(self, gy, ids, rows):
         C = gy.shape[-1]  # noqa: N806
-        gweight = self.xp.zeros((rows, C), _real(gy.dtype))
         ids, threads = self._contiguous(ids, np.int64), min(THREADS, -(-C // WARP) * WARP)
         if rows <= 512:  # as a product with the one-hot matrix: a few rows keep few blocks busy
             onehot = (ids.reshape(-1, 1) == self.xp.arange(rows)).astype(gy.dtype)
-            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, out=gweight)
-        self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, self._contiguous(gy), ids, gweight, ids.size, C)
+            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, dtype=_real(gy.dtype))
+        gweight = self.xp.zeros((rows, C), _real(gy.dtype))
+        args = self._contiguous(gy), ids, gweight, ids.size, C, rows
+        self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, *args)
         return gweight
 
     @kernel_method
     def cross_entropy(self, logits, targets, ignore_index):
-        logits, targets, (N, V) = self._contiguous(logits), self._contiguous(targets, np.int64), logits.shape  # noqa: N806
+        (N, V), targets = logits.shape, self._contiguous(targets, np.int64)  # noqa: N806
+        if logits.strides[1] != logits.itemsize:
+            logits = self._contiguous(logits)
         losses, lse = (self.xp.empty(N, _real(logits.dtype)) for _ in range(2))
-        args = logits, targets, losses, lse, V, ignore_index
+        args = logits, _pitch(logits), targets, losses, lse, V, int(ignore_index)
         self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V), *args)
         return losses, (logits, lse)
 
@@ -212,9 +218,9 @@ class CupyBackend(Backend):
         if not isinstance(saved, tuple):
             return super().cross_entropy_vjp(gy, saved, targets, ignore_index)
         (logits, lse), targets = saved, self._contiguous(targets, np.int64)
-        (N, V), glogits = logits.shape, self.xp.empty(logits.shape, logits.dtype)  # noqa: N806
+        (N, V), glogits = logits.shape, self._empty_rows(*logits.shape, logits.dtype)  # noqa: N806
         gy, gy_step = self._contiguous(gy, lse.dtype), 0 if gy.size == 1 else 1
-        args = gy, gy_step, logits, targets, lse, glogits, V, ignore_index
+        args = gy, gy_step, logits, _pitch(logits), targets, lse, glogits, _pitch(glogits), V, int(ignore_index)
         self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V), *args)
         return glogits
 
@@ -252,7 +258,7 @@ class CupyBackend(Backend):
         y = self.xp.empty((B, 1, H * D), qkv.dtype)
         kernel = self._kernels("attention_of_next", qkv.dtype)
         args = self._contiguous(qkv), cache, y, position, H, L, D, float(scale)
-        kernel((B * H,), (128,), args, shared_mem=L * _real(qkv.dtype).itemsize)
+        kernel((B * H,), (512,), args, shared_mem=L * _real(qkv.dtype).itemsize)
         return y
 
     # -- the optimiser, on flat buffers --
@@ -302,6 +308,11 @@ class CupyBackend(Backend):
         args = scores, *arrays, S, T, int(causal), float(scale), float(keep_scale)
         self._launch(kernel, scores.dtype, (scores.size // (S * T), -(-T // THREADS)), THREADS, *args)
 
+    def _empty_rows(self, rows: int, columns: int, dtype):
+        """A matrix whose rows begin at multiples of 16 bytes, without which cuBLAS cannot use the fast ways to load."""
+        multiple = 16 // dtype.itemsize
+        return self.xp.empty((rows, -(-columns // multiple) * multiple), dtype)[:, :columns]
+
     def _contiguous(self, x, dtype=None):
         """x as a kernel needs it, which knows nothing of strides and reads 16 bytes at a time; None stays."""
         if x is None:
@@ -317,7 +328,12 @@ def _real(dtype):
 
 def _slabs(rows: int) -> int:
     """How many parts to cut the rows into whose sums over rows are made side by side."""
-    return max(1, min(128, rows // 64))
+    return max(1, min(256, rows // 64))
+
+
+def _pitch(x) -> int:
+    """From row to row of a matrix, in elements."""
+    return x.strides[0] // x.itemsize
 
 
 def _row_threads(length: int) -> int:

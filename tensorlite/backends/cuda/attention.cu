@@ -75,9 +75,15 @@ KERNEL attention_of_next(const Stored* qkv, Stored* cache, Stored* y, const Inde
     highest = block_max(highest, shared);
     for (Index s = threadIdx.x; s < seen; s += blockDim.x) sum += weights[s] = exp(weights[s] - highest);
     sum = block_sum(sum, shared);  // and all weights are written when it is known
-    for (Index d = threadIdx.x; d < D; d += blockDim.x) {
+    // Each warp adds up every so many-th key, for a channel per lane, and the first adds up the warps.
+    __shared__ Real totals[WARP][WARP];
+    for (Index d = lane; d - lane < D; d += WARP) {
         Real total = 0;
-        for (Index s = 0; s < seen; s++) total += weights[s] * real(v[s * D + d]);
-        y[b * C + h * D + d] = stored(total / sum);
+        if (d < D) for (Index s = warp; s < seen; s += warps) total += weights[s] * real(v[s * D + d]);
+        totals[warp][lane] = total;
+        __syncthreads();
+        for (int other = 1; warp == 0 && other < warps; other++) total += totals[other][lane];
+        if (warp == 0 && d < D) y[b * C + h * D + d] = stored(total / sum);
+        __syncthreads();  // before the next channels' totals
     }
 }

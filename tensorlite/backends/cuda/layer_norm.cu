@@ -55,6 +55,7 @@ KERNEL layer_norm_vjp_weights(const Stored* gy, const Stored* x, const Real* mea
     Index c = first_element(1);
     if (c >= C) return;
     Real gweight = 0, gbias = 0;
+    #pragma unroll 8
     for (Index row = blockIdx.y; row < N; row += gridDim.y) {
         Real g = real(gy[row * C + c]);
         gweight += g * (real(x[row * C + c]) - mean[row]) * rstd[row];
@@ -71,6 +72,7 @@ __device__ void add_rows(const T* x, Real* sums, Index N, Index C) {
     Index c = first_element(1);
     if (c >= C) return;
     Real sum = 0;
+    #pragma unroll 8
     for (Index row = blockIdx.y; row < N; row += gridDim.y) sum += real(x[row * C + c]);
     sums[blockIdx.y * C + c] = sum;
 }
