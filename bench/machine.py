@@ -9,10 +9,23 @@ from pathlib import Path
 import numpy as np
 
 
-def write_results(path: Path | None, **results) -> None:
-    """Write them into a JSON file, if there is to be one, with what they were measured on."""
+def write_results(path: Path | None, gpu: dict | None = None, **results) -> None:
+    """Write them into a JSON file, if there is to be one, with what they were measured on; gpu: gpu_facts()."""
     if path:
-        path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine() | (gpu or {}), **results}, indent=2) + "\n")
+
+
+def gpu_facts(backend) -> dict:
+    """The GPU of a CupyBackend and what drives it."""
+    cupy = backend.xp
+    runtime = cupy.cuda.runtime
+    return {
+        "gpu": runtime.getDeviceProperties(runtime.getDevice())["name"].decode(),
+        "cupy": cupy.__version__,
+        "cuda": runtime.runtimeGetVersion(),
+        "driver_cuda": runtime.driverGetVersion(),  # the newest CUDA that the driver supports
+    }
 
 
 def machine() -> dict:

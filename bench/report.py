@@ -1,21 +1,25 @@
-"""Write README.md's performance section from the committed results, bench/results/*.json.
+"""Write README.md's performance sections from the committed results, bench/results/*.json.
 
-    python bench/report.py            rewrite the section
-    python bench/report.py --check    exit with status 1 if it is not what the results say
+    python bench/report.py            rewrite the sections
+    python bench/report.py --check    exit with status 1 if they are not what the results say
 
-The section lies between two comments, `<!-- performance: begin -->` and `<!-- performance: end -->`. A result belongs
-to the benchmark that its name begins with: results/train_step-numpy.json is of train_step.py.
+The section lies between two comments, `<!-- performance: begin -->` and `<!-- performance: end -->`; that of a GPU
+comes after it, between two of its own, if there are results of one. A result belongs to the benchmark that its name
+begins with: results/train_step-numpy.json is of train_step.py, results/train_step-gpu-NAME.json the same on a GPU.
 """
 
 import argparse
 import json
 import sys
 import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+NOT_MEASURED = "–"  # torch's, where ours ran alone
+GPU_BEGIN, GPU_END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 
 
 def main() -> None:
@@ -23,7 +27,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if it would change")
     args = parser.parse_args()
     old = README.read_text(encoding="utf-8")
-    new = with_section(old, performance(RESULTS))
+    new = with_gpu_section(with_section(old, performance(RESULTS)), gpu_performance(RESULTS))
     if not args.check:
         README.write_text(new, encoding="utf-8")
     elif new != old:
@@ -39,11 +43,31 @@ def with_section(readme: str, section: str) -> str:
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
 
+def with_gpu_section(readme: str, section: str) -> str:
+    """The readme with this text after the performance section, or without any if it is empty."""
+    before, end, after = readme.partition(END)
+    if GPU_BEGIN in after:
+        after = after.partition(GPU_END)[2]
+    section = f"\n\n{GPU_BEGIN}\n{section}\n{GPU_END}" if section else ""
+    return before + end + section + after
+
+
 def performance(results: Path) -> str:
     """The section's text: a table for each benchmark that has results, and what they were measured on."""
+    return tables(TABLES, lambda benchmark: set(results.glob(f"{benchmark}*.json")) - set(results.glob("*-gpu*")))
+
+
+def gpu_performance(results: Path) -> str:
+    """As `performance`, for the results of a GPU; empty if there are none."""
+    text = tables(GPU_TABLES, lambda benchmark: results.glob(f"{benchmark}-gpu*.json"))
+    return f"On a GPU (`python bench/gpu.py`):\n\n{text}" if text else ""
+
+
+def tables(described: dict[str, Callable], files_of: Callable[[str], Iterable[Path]]) -> str:
+    """A table for each benchmark that has results, and what they were measured on."""
     parts, machines = [], []
-    for benchmark, describe in TABLES.items():
-        files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"{benchmark}*.json"))]
+    for benchmark, describe in described.items():
+        files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(files_of(benchmark))]
         machines += [file["machine"] for file in files]
         parts += [describe(files)] if files else []
     return "\n\n".join([*parts, *measured_on(machines)])
@@ -53,8 +77,12 @@ def measured_on(machines: list[dict]) -> list[str]:
     """A line for each machine and set of versions, with the days of its results."""
     days: dict[str, set[str]] = {}
     for m in machines:
+        where = f"{m['cpu']}, {m['cores']} cores"
         versions = f"Python {m['python']}, NumPy {m['numpy']} with {m['blas']}, PyTorch {m['torch']}"
-        days.setdefault(f"{m['cpu']}, {m['cores']} cores; {versions}", set()).add(m["date"])
+        if "gpu" in m:
+            where, versions = f"{m['gpu']} with {where}", f"{versions}, CuPy {m['cupy']}, CUDA {m['cuda'] // 1000}"
+            versions += f".{m['cuda'] % 1000 // 10}"
+        days.setdefault(f"{where}; {versions}", set()).add(m["date"])
     return [wrap(f"Measured on {what}; {' and '.join(sorted({min(d), max(d)}))}.") for what, d in days.items()]
 
 
@@ -105,7 +133,58 @@ def startup(files: list[dict]) -> str:
     return table("Start-up, from a fresh interpreter (`python bench/startup.py`):", "until | time", rows)
 
 
+def gpu_train_step(files: list[dict]) -> str:
+    header = (
+        "preset | precision | CUDA graph | against | our step | its step | ratio | tokens/s | our memory | its memory"
+        " | floor"
+    )
+    runs = middle_runs(files, "preset", "dropout", "precision", "graph", "rival")
+    rows = [
+        f"`{r['preset']}` | {r['precision']} | {'yes' if r['graph'] else 'no'} | {r['rival'] or NOT_MEASURED}"
+        f" | {duration(r['ours_ms'], 2)} | {duration(r['torch_ms'], 2)} | {speed(r)}"
+        f" | {r['tokens_per_s']:,} | {megabytes(r['ours_mb'])} | {megabytes(r['torch_mb'])}"
+        f" | {r['floor_share']:.0%}"
+        for r in sorted(runs, key=lambda r: (r["preset"], r["precision"], r["rival"] or "z", not r["graph"]))
+    ]
+    return table(
+        "A training step (`python bench/train_step.py --backend cupy`), with PyTorch as nanoGPT uses it: autocast,"
+        " flash attention, fused AdamW. The memory is what the driver says each took; the floor is the share of our"
+        " step that its matrix products alone would take at the speed of a large square product.",
+        header,
+        rows,
+    )
+
+
+def gpu_generate(files: list[dict]) -> str:
+    header = "preset | precision | batch | tokens/s | PyTorch's, with a cache | ratio"
+    rows = [
+        f"`{r['preset']}` | {r['precision']} | {r['batch']} | {count(r['ours_tokens_per_s'])}"
+        f" | {count(r['torch_tokens_per_s'])} | {speed(r)}"
+        for r in middle_runs(files, "preset", "precision", "batch")
+    ]
+    return table("Sampling:", header, rows)
+
+
+def gpu_agreement(files: list[dict]) -> str:
+    header = "preset | on the GPU | steps | largest difference of a loss"
+    rows = [f"`{r['preset']}` | {r['how']} | {r['steps']} | {r['difference']:.1e}" for r in rows_of(files)]
+    return table("Losses step by step, against the CPU's from the same seed, in nats:", header, rows)
+
+
+def gpu_training(files: list[dict]) -> str:
+    header = "preset | text | precision | steps | time | best val loss"
+    rows = [
+        f"`{r['preset']}` | {r['text']} | {r['precision']} | {r['steps']} | {r['seconds']:.0f} s"
+        f" | {r['best_val_loss']:.4f}"
+        for r in rows_of(files)
+    ]
+    return table("Whole runs of `train.py`, evaluations and checkpoints included:", header, rows)
+
+
 TABLES = {"train_step": train_step, "generate": generate, "ops": ops, "startup": startup}
+GPU_TABLES = {
+    "train_step": gpu_train_step, "generate": gpu_generate, "agreement": gpu_agreement, "training": gpu_training
+}  # fmt: skip
 
 
 def rows_of(files: list[dict]) -> list[dict]:
@@ -119,16 +198,28 @@ def middle_runs(files: list[dict], *keys: str) -> list[dict]:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     middle = []
     for rows in groups.values():
-        rows.sort(key=lambda row: row["ratio"])
+        rows.sort(key=lambda row: row["ratio"] or 0)
         middle.append(rows[len(rows) // 2] | {"ratios": [ratio for row in rows for ratio in row["ratios"]]})
     return middle
 
 
-def duration(ms: float) -> str:
-    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+def duration(ms: float | None, digits: int = 1) -> str:
+    if ms is None:
+        return NOT_MEASURED
+    return f"{ms:.{digits}f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def megabytes(mb: int | None) -> str:
+    return NOT_MEASURED if mb is None else f"{mb} MB"
+
+
+def count(number: float | None) -> str:
+    return NOT_MEASURED if number is None else f"{number:,.0f}"
 
 
 def speed(row: dict) -> str:
+    if row["ratio"] is None:
+        return NOT_MEASURED
     return f"{row['ratio']:.2f}x ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
 
 

@@ -17,15 +17,29 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from gpt.config import Config, load_preset  # noqa: E402
+from gpt.config import Config, GPTConfig, TrainConfig, load_preset  # noqa: E402
 from gpt.device import physical_cores  # noqa: E402
 
 VOCAB_SIZE = 65  # tinyshakespeare's
 
+# Presets of the benchmarks alone: GPT-2 trained as nanoGPT does, with GPT-2's 50,257 symbols, and with the 50,304 that
+# nanoGPT makes of them for speed.
+GPT2 = TrainConfig(
+    preset="gpt2", batch_size=12, learning_rate=6e-4, min_lr=6e-5, warmup_iters=2000, lr_decay_iters=600_000,
+    max_iters=600_000, weight_decay=0.1, beta2=0.95, grad_clip=1.0,
+)  # fmt: skip
+BENCH_PRESETS = {
+    "gpt2": Config(GPTConfig(bias=False), GPT2),
+    "gpt2-50304": Config(GPTConfig(bias=False, vocab_size=50304), GPT2),
+}
+
 
 def preset_config(preset: str, **changes) -> Config:
-    """The preset with some keys changed (None: not), for a text of VOCAB_SIZE symbols."""
-    config = load_preset(preset).updated({key: value for key, value in changes.items() if value is not None})
+    """The preset with some keys changed (None: not); train.py's are for a text of VOCAB_SIZE symbols."""
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if preset in BENCH_PRESETS:
+        return BENCH_PRESETS[preset].updated(changes)
+    config = load_preset(preset).updated(changes)
     return Config(replace(config.gpt, vocab_size=VOCAB_SIZE), config.train)
 
 
@@ -40,6 +54,15 @@ def comparison_parser(description: str, sides: tuple[str, ...], presets: list[st
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--worker", choices=sides, help=argparse.SUPPRESS)
     return parser
+
+
+def torch_problem() -> str | None:
+    """Why torch cannot be compared with on a GPU, if it cannot."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported ({error})"
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} cannot use a GPU here"
 
 
 # -- the parent --
@@ -58,7 +81,10 @@ def ask(worker: subprocess.Popen, seconds: float):
     """Let it have a turn."""
     worker.stdin.write(f"{seconds}\n")
     worker.stdin.flush()
-    return json.loads(worker.stdout.readline())
+    answer = worker.stdout.readline()
+    if not answer:
+        raise SystemExit(f"the worker {' '.join(map(str, worker.args[1:]))} stopped in its turn; its error is above")
+    return json.loads(answer)
 
 
 def stop(worker: subprocess.Popen) -> None:
@@ -84,3 +110,18 @@ def time_calls(work: Callable, seconds: float) -> list[float]:
         work()
         times.append(time.perf_counter() - start)
     return times
+
+
+def time_queued_calls(work: Callable, synchronize: Callable, seconds: float) -> float:
+    """Seconds per call of work(), which leaves it to a GPU, over as many calls as take about the seconds. The device is
+    waited for before the first and after the last alone: a wait after each would add the launching to the computing."""
+
+    def run(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
+    synchronize()
+    return run(max(1, round(seconds / run(3))))

@@ -1,14 +1,26 @@
 """The benchmarks: that README.md says what the results say, and that both sides of a comparison do the same thing."""
 
+import argparse
 import json
+import sys
+import time
 
+import gpu
+import numpy as np
 import ops
 import pytest
 import report
 import torch
+import train_step
+import turns
 from tolerances import assert_close
 from turns import preset_config
 
+import tensorlite.backends
+from gpt.config import Config, GPTConfig, TrainConfig
+from gpt.device import Device
+from gpt.model import build_model
+from gpt.trainer import Trainer
 from tensorlite import Tensor
 
 MACHINE = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "numpy": "2.4", "blas": "openblas 0.3", "torch": "2.13"}
@@ -45,24 +57,64 @@ RESULTS = {
     },
 }
 
+GPU = {"gpu": "H200", "cupy": "14.2", "cuda": 13010, "driver_cuda": 13010}
+GPU_STEP = STEP | {"precision": "bfloat16", "graph": True, "tokens_per_s": 5_000_000}
+LAUNCHED = GPU_STEP | {"graph": False, "rival": None, "torch_ms": None, "torch_mb": None, "ratio": None, "ratios": []}
+AGREEMENT = {"preset": "tiny", "how": "bfloat16", "steps": 20, "difference": 0.00123}
+TRAINING = {"preset": "tiny", "text": "tinyshakespeare", "precision": "bfloat16", "steps": 5000, "seconds": 30.2}
+GPU_RESULTS = {
+    "train_step-gpu-a.json": [GPU_STEP, LAUNCHED],
+    "generate-gpu-a.json": [
+        {"preset": "tiny", "precision": "bfloat16", "batch": 1, "ours_tokens_per_s": 2000.4}
+        | {"torch_tokens_per_s": None, "ratio": None, "ratios": []}
+    ],
+    "agreement-gpu.json": [AGREEMENT],
+    "training-gpu-tiny.json": [TRAINING | {"best_val_loss": 1.47}],
+}
+TINY = Config(
+    GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=2, n_embd=16),
+    TrainConfig(preset="tiny", batch_size=4, eval_iters=2, learning_rate=1e-2, weight_decay=0.1, grad_clip=0.5),
+)
+STEP_ARGS = {"preset": ["tiny"], "threads": 1, "compile": False, "dropout": None, "rounds": 2, "seconds": 0.0}
+STEP_ARGS |= {"alone": False, "dtype": "float32", "tf32": False, "graph": None, "backend": "numpy", "worker": None}
+
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder with a result of every kind."""
+    """A folder with a result of every kind on the CPU."""
     for name, result in RESULTS.items():
         machine = MACHINE | {"date": result["date"]}
         (tmp_path / name).write_text(json.dumps({"machine": machine} | result))
     return tmp_path
 
 
+@pytest.fixture
+def gpu_results(results):
+    """The same folder with those of a GPU."""
+    for name, rows in GPU_RESULTS.items():
+        (results / name).write_text(json.dumps({"machine": MACHINE | GPU | {"date": "2026-01-04"}, "results": rows}))
+    return results
+
+
+@pytest.fixture
+def runtime(device, monkeypatch):
+    """Of the stand-in for CuPy, with what the benchmarks ask of it besides."""
+    runtime = device.xp.cuda.runtime
+    for name, value in (("deviceSynchronize", None), ("runtimeGetVersion", 13010), ("driverGetVersion", 13010)):
+        monkeypatch.setattr(runtime, name, lambda value=value: value, raising=False)
+    return runtime
+
+
 def test_readme_says_what_the_committed_results_say():
     readme = report.README.read_text(encoding="utf-8")
-    assert readme == report.with_section(readme, report.performance(report.RESULTS))
+    with_cpu = report.with_section(readme, report.performance(report.RESULTS))
+    assert readme == report.with_gpu_section(with_cpu, report.gpu_performance(report.RESULTS))
 
 
 def test_every_committed_result_is_reported():
-    known = [path for kind in report.TABLES for path in report.RESULTS.glob(f"{kind}*.json")]
-    assert sorted(known) == sorted(report.RESULTS.iterdir())
+    known = {path for kind in report.TABLES for path in report.RESULTS.glob(f"{kind}*.json")}
+    known |= {path for kind in (*report.GPU_TABLES, "profile") for path in report.RESULTS.glob(f"{kind}-gpu*.json")}
+    assert known == set(report.RESULTS.glob("*.json"))
 
 
 def test_every_kind_of_result_is_shown(results):
@@ -110,6 +162,42 @@ def test_the_command_checks_and_rewrites(results, monkeypatch, capsys):
     assert readme.read_text() == written
 
 
+def test_a_gpu_has_a_section_of_its_own_if_there_are_results(gpu_results):
+    section = report.gpu_performance(gpu_results)
+    for row in (
+        "| `tiny` | bfloat16 | yes | torch eager | 12.34 ms | 24.68 ms | 2.00x (1.90 to 2.20) | 5,000,000 | 50 MB"
+        " | 300 MB | 50% |",
+        "| `tiny` | bfloat16 | no | – | 12.34 ms | – | – | 5,000,000 | 50 MB | – | 50% |",
+        "| `tiny` | bfloat16 | 1 | 2,000 | – | – |",
+        "| `tiny` | bfloat16 | 20 | 1.2e-03 |",
+        "| `tiny` | tinyshakespeare | bfloat16 | 5000 | 30 s | 1.4700 |",
+    ):
+        assert row in section.splitlines()
+    tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("|")]
+    assert len(tables) == len(report.GPU_TABLES)
+    assert all(len({line.count("|") for line in lines}) == 1 for lines in tables)
+    measured = " ".join(section.split("\n\n")[-1].split())
+    assert measured.startswith("Measured on H200 with CPU, 2 cores; ")
+    assert measured.endswith("PyTorch 2.13, CuPy 14.2, CUDA 13.1; 2026-01-04.")
+
+
+def test_results_of_a_gpu_are_not_the_cpus(results, gpu_results):
+    with_gpu = report.performance(gpu_results)
+    for name in GPU_RESULTS:
+        (gpu_results / name).unlink()
+    assert report.performance(results) == with_gpu
+    assert report.gpu_performance(results) == ""
+
+
+def test_the_gpus_section_comes_and_goes():
+    readme = f"before\n{report.BEGIN}\ncpu\n{report.END}\n\nafter\n"
+    assert report.with_gpu_section(readme, "") == readme
+    with_one = report.with_gpu_section(readme, "one")
+    assert f"{report.END}\n\n{report.GPU_BEGIN}\none\n{report.GPU_END}\n\nafter\n" in with_one
+    assert report.with_gpu_section(with_one, "two") == with_one.replace("one", "two")
+    assert report.with_gpu_section(with_one, "") == readme
+
+
 @pytest.mark.parametrize("readme", ["", report.BEGIN, f"{report.END}\n{report.BEGIN}"])
 def test_a_readme_without_the_comments_is_refused(readme):
     with pytest.raises(SystemExit, match="must have the line <!-- performance: begin -->"):
@@ -122,3 +210,218 @@ def test_both_sides_of_the_op_benchmark_compute_the_same(preset):
         ours = op.ours(*(Tensor(x) for x in op.inputs)).numpy()
         theirs = op.theirs(*(torch.tensor(x) for x in op.inputs)).numpy()
         assert_close(ours, theirs, op.name)
+
+
+# -- training steps --
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_both_sides_of_the_step_benchmark_take_the_same_steps(where, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    args = argparse.Namespace(**STEP_ARGS)
+    theirs = train_step.torch_step(TINY, args) if where == "cpu" else train_step.torch_gpu_step(TINY, args, "cpu")
+    model = build_model("gpt", TINY.gpt, TINY.train.seed)
+    with Trainer(model, train_step.make_dataset(TINY), TINY.train) as trainer:
+        ours = np.array([float(trainer.train_step()[0]) for _ in range(5)], np.float32)
+    assert_close(np.array([float(theirs()) for _ in range(5)], np.float32), ours)
+
+
+def test_torch_computes_in_bfloat16_where_we_do():
+    args = argparse.Namespace(**STEP_ARGS | {"dtype": "bfloat16"})
+    half, single = (
+        train_step.TorchUpdate(TINY, argparse.Namespace(**vars(args) | {"dtype": dtype}), "cpu")
+        for dtype in ("bfloat16", "float32")
+    )
+    x, y = torch.arange(16).reshape(2, 8), torch.arange(1, 17).reshape(2, 8)
+    assert 0 < abs(float(half(x, y)) - float(single(x, y))) < 0.02
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_gpus_row_holds_what_its_workers_say(alone, runtime, monkeypatch, tmp_path):
+    args = argparse.Namespace(**STEP_ARGS | {"backend": "cupy", "alone": alone})
+    monkeypatch.setattr(train_step, "preset_config", lambda *_, **__: TINY)
+    monkeypatch.setattr(train_step, "PRODUCT", 8)
+    free = iter(range(100 << 20, 0, -(10 << 20)))
+    monkeypatch.setattr(runtime, "memGetInfo", lambda: (next(free), 0))
+
+    def start_worker(*options):
+        monkeypatch.setattr(sys, "argv", ["train_step.py", *map(str, options)])
+        given = train_step.parse_arguments()
+        assert (given.backend, given.dtype, given.tf32, given.graph) == ("cupy", "float32", False, None)
+        if given.worker == "torch":
+            return lambda seconds: {"times": [0.5], "mb": 40.0}
+        return train_step.make_turn(TINY, given)
+
+    monkeypatch.setattr(train_step, "start_worker", start_worker)
+    monkeypatch.setattr(train_step, "ask", lambda turn, seconds: turn(seconds))
+    monkeypatch.setattr(train_step, "stop", lambda turn: None)
+    row = train_step.compare_on_gpu("tiny", args)
+    assert (row["precision"], row["graph"], row["ours_mb"]) == ("float32", True, 10)
+    assert (row["rival"], row["torch_ms"], row["torch_mb"]) == ((None,) * 3 if alone else ("torch eager", 500.0, 40))
+    assert len(row["ratios"]) == (0 if alone else 2)
+    assert row["tokens_per_s"] == pytest.approx(32e3 / row["ours_ms"], rel=0.01)
+    report.gpu_train_step([{"results": [row]}])
+
+
+def run_script(module, monkeypatch, *arguments: str) -> str:
+    """What it exits with."""
+    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        module.main()
+    return exit_info.value.code
+
+
+def test_steps_on_a_gpu_are_refused_in_one_sentence_where_there_is_none(device, monkeypatch):
+    assert "add --backend cupy" in run_script(train_step, monkeypatch, "--alone")
+    monkeypatch.setattr(train_step, "torch_problem", lambda: "torch 2 cannot use a GPU here")
+    said = run_script(train_step, monkeypatch, "--backend", "cupy")
+    assert said == "train_step.py: error: torch 2 cannot use a GPU here; --alone times our side without it"
+    tensorlite.backends._by_name.pop("cupy")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "cannot import CuPy" in run_script(train_step, monkeypatch, "--backend", "cupy", "--alone")
+
+
+def test_queued_calls_are_waited_for_in_the_end(monkeypatch):
+    done = []
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: 0.1 * done.count("step"))
+    each = turns.time_queued_calls(lambda: done.append("step"), lambda: done.append("wait"), 1.0)
+    assert each == pytest.approx(0.1)
+    assert done == ["wait", *["step"] * 3, "wait", *["step"] * 10, "wait"]
+
+
+def test_gpt2_is_nanogpts():
+    config = preset_config("gpt2", dropout=0.1)
+    assert (config.gpt.vocab_size, config.gpt.dropout, config.train.batch_size) == (50257, 0.1, 12)
+    assert config.gpt.num_parameters() == 124_439_808 - 102_144  # GPT-2's, less its biases
+    assert train_step.make_dataset(config).train.tokens.dtype == np.uint16
+
+
+# -- what a session with a GPU runs --
+
+
+def test_the_losses_on_the_stand_in_agree_with_the_cpus(device):
+    rows = gpu.agreement(TINY, "ab", steps=5)
+    assert [row["how"] for row in rows] == list(gpu.GPU_SETTINGS)
+    assert rows[0]["difference"] < 1e-5
+    assert rows[0]["norm_difference"] < 1e-4
+    assert 1e-5 < rows[3]["difference"] < 0.1  # bfloat16
+    assert [row["same_bits"] for row in rows] == [None, True, None, None]
+    assert len(rows[0]["losses"]) == len(rows[0]["cpu_losses"]) == 5
+
+
+@pytest.mark.parametrize("n_embd", [16, 64])  # 64: with flash attention
+def test_a_profile_has_every_kernel_and_product(n_embd, device):
+    config = Config(GPTConfig(**vars(TINY.gpt) | {"n_embd": n_embd}), TINY.train)
+    trainer = train_step.device_trainer(config, Device("cupy", "bfloat16", graph=False))
+    trainer.train_step()
+    busy = []
+    rows, seconds = gpu.profile(
+        trainer, time.perf_counter, lambda start, end: end - start, lambda: busy.append(None), steps=2
+    )
+    names = {row["kernel"]: row for row in rows}
+    attention = "flash_attention_gkv" if n_embd == 64 else "attention_softmax_vjp"
+    assert {attention, "layer_norm", "adamw_step", f"product 32 x {n_embd} x {4 * n_embd}"} <= set(names)
+    assert names["layer_norm"]["calls"] == 3
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.01)
+    assert rows[-1]["kernel"].startswith("CuPy's own kernels")
+    assert seconds > 0
+    assert len(busy) == 4
+    assert "_launch" not in vars(device)
+    assert type(device._gemm).__name__ == "Gemm"
+    assert all(len(line) < 120 for line in gpu.format_profile("a title", rows).splitlines())
+
+
+def test_a_product_is_named_by_its_shape_and_reads_its_factors():
+    a, b, out = np.ones((2, 5, 3)), np.ones((2, 7, 5)), np.ones((2, 3, 7))
+    name, arrays = gpu.describe_product(a, b, trans_a=True, trans_b=True, out=out)
+    assert (name, arrays) == ("product 2 x 3 x 5 x 7", (a, b, None))
+    name, arrays = gpu.describe_product(b, a, out=out, accumulate=True)
+    assert (name, arrays[2] is out) == ("product 2 x 7 x 5 x 3", True)
+
+
+def test_the_summary_of_a_profile():
+    calls = [("a", 1e9, 1e-3), ("b", 8e6, 2e-3), ("a", 1e9, 1e-3), ("a", 1e9, 2e-3)]
+    first, second, rest = gpu.summarize(calls, steps=2, step_seconds=4e-3)
+    assert first == {"kernel": "a", "calls": 1.5, "us": 2000.0, "share": 0.5, "gb_per_s": 750.0}
+    assert second["share"] == 0.25
+    assert (rest["us"], rest["share"], rest["gb_per_s"]) == (1000.0, 0.25, None)
+
+
+def test_what_ncu_prints_is_read():
+    output = """==PROF== Connected to process 1
+the program's own line
+==PROF== Profiling "layer_norm": 0%....100% - 1 pass
+"ID","Process Name","Kernel Name","Grid Size","dram__bytes_read.sum","dram__bytes_write.sum","gpu__time_duration.sum"
+"","","","","byte","byte","ns"
+"0","python","void layer_norm<float>(const float *, int)","(8, 1, 1)","1,000","500","2,000"
+"1","python","adamw_step","(8, 1, 1)","10","20","30"
+"""
+    calls = gpu.ncu_calls(output)
+    assert calls == [("layer_norm<float>", 1500.0, pytest.approx(2e-6)), ("adamw_step", 30.0, pytest.approx(3e-8))]
+
+
+def test_the_facts_of_a_run_are_read_from_its_output_and_log():
+    output = "text: tinyshakespeare; 10 tokens to train on\nmodel: gpt\n"
+    rows = [{"step": 0, "val_loss": 4.2, "tokens_per_second": None}]
+    rows += [{"step": step, "val_loss": loss, "tokens_per_second": 10.0 * step} for step, loss in ((5, 1.5), (9, 1.6))]
+    facts = gpu.run_facts(output, "".join(json.dumps(row) + "\n" for row in rows))
+    assert (facts["text"], facts["steps"], facts["best_val_loss"], facts["tokens_per_s"]) == (
+        "tinyshakespeare", 9, 1.5, 70
+    )  # fmt: skip
+
+
+def test_sampling_is_timed(runtime, monkeypatch):
+    monkeypatch.setattr(gpu, "preset_config", lambda preset: TINY)
+    turn = gpu.sampling_turn(argparse.Namespace(preset="tiny", worker="ours"))
+    assert turn(0.0) > 0
+
+
+def test_parts_run_one_after_the_other_whatever_becomes_of_them(tmp_path, capfd):
+    def part(name, code, seconds=60.0):
+        return gpu.Part(name, seconds, ["-c", code])
+
+    parts = [
+        part("bad", "raise SystemExit('a sentence')"),
+        part("slow", "import time; print('so far', flush=True); time.sleep(60)", 1.0),
+        part("good", "print('many lines\\n' * 50 + 'the last')"),
+    ]
+    assert gpu.run_all(parts, tmp_path, 60.0) == 1
+    said = capfd.readouterr().out
+    outcomes = [(line.split()[0], " ".join(line.split()[1:])) for line in said.split("== summary\n")[1].splitlines()]
+    assert [name for name, _ in outcomes] == ["bad", "slow", "good"]
+    assert outcomes[0][1].startswith("failed")
+    assert outcomes[0][1].endswith("a sentence")
+    assert outcomes[1][1].startswith("too long")
+    assert outcomes[1][1].endswith("so far")
+    assert outcomes[2][1].startswith("ok")
+    assert said.count("many lines") == gpu.TAIL - 1
+    assert (tmp_path / "logs" / "good.txt").read_text().count("many lines") == 50
+    assert gpu.run_all(parts, tmp_path, 0.0) == 1
+    assert capfd.readouterr().out.count("no time was left") == 3
+
+
+def test_every_part_ends_in_a_sentence_where_there_is_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(tensorlite.backends, "_by_name", {"numpy": tensorlite.get_backend("numpy")})
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for part in gpu.INSIDE:
+        said = run_script(gpu, monkeypatch, "--inside", part, "--preset", "nanogpt-cpu", "--out", tmp_path)
+        assert "cannot import CuPy" in said, part
+        assert "\n" not in said
+
+
+def test_the_parts_are_chosen_by_the_beginnings_of_their_names(monkeypatch, tmp_path):
+    chosen = []
+    monkeypatch.setattr(gpu, "run_all", lambda parts, out, seconds: chosen.extend(parts) or 0)
+    monkeypatch.setattr(gpu, "torch_problem", lambda: None)
+    run_script(gpu, monkeypatch, "--only", "step-char", "doctor", "--out", tmp_path, "--quick")
+    assert [part.name for part in chosen][:3] == ["doctor", "step-char", "step-char-compile"]
+    assert str(tmp_path / "train_step-gpu-char.json") in chosen[1].command
+    chosen.clear()
+    monkeypatch.setattr(gpu, "torch_problem", lambda: "no torch")
+    run_script(gpu, monkeypatch, "--out", tmp_path)
+    assert not any("--compile" in part.command for part in chosen)
+    assert all(part.command.count("--alone") == 1 for part in chosen if part.name.startswith("step"))
+    assert "there are doctor, agreement, " in run_script(gpu, monkeypatch, "--only", "nothing")

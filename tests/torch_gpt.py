@@ -12,9 +12,10 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, 
 class KeyValueCache:
     """The keys and values of one layer, (B, H, length, D), in arrays with room for block_size tokens."""
 
-    def __init__(self, config: GPTConfig, batch_size: int, dtype):
+    def __init__(self, config: GPTConfig, batch_size: int, like: torch.Tensor):
+        """like: a weight, whose dtype and device are the cache's."""
         shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.length = 0
 
     def append(self, k, v):
@@ -107,8 +108,8 @@ class TorchGPT(nn.Module):
     def sample_tokens(self, idx, greedy: bool = False):
         """Continue idx (B, T) without end, yielding the next tokens (B, 1): gpt.generate.sample_tokens' rule, with a
         cache, and a token drawn by torch.multinomial or the likeliest."""
-        size, dtype = self.config.block_size, self.lm_head.weight.dtype
-        caches = [KeyValueCache(self.config, len(idx), dtype) for _ in self.transformer.h]
+        size, weight = self.config.block_size, self.lm_head.weight
+        caches = [KeyValueCache(self.config, len(idx), weight) for _ in self.transformer.h]
         context = new = idx[:, -size:]
         while True:
             logits = self(new, caches=caches)[0][:, -1]
