@@ -187,6 +187,31 @@ def test_dropout_masks_are_numpys_bit_for_bit(p, element, shape, cuda):
             assert got_scale == scale
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("element", "n"), [(0, 1), (0, 16), (32, 1000), (5, 40)])
+def test_drawing_and_dropping_at_once(element, n, residual, dtype, cuda):
+    place = random.Place(3, random.DROPOUT, 7, 2, element)
+    arrays = [cuda.asarray(normal(n, seed=i).astype(dtype)) for i in range(1 + residual)]
+    expected_keep, expected_scale = get_backend("numpy").dropout_mask(place, (n,), 0.3)
+    expected = cuda.dropout(arrays[0], cuda.asarray(expected_keep), expected_scale, *arrays[1:])
+    for order in ORDERS:
+        with thread_order(order):
+            y, keep, scale = cuda.draw_dropout(arrays[0], place, 0.3, *arrays[1:])
+        np.testing.assert_array_equal(cuda.to_numpy(keep), expected_keep)
+        assert scale == expected_scale
+        assert cuda.to_numpy(y).tobytes() == cuda.to_numpy(expected).tobytes()
+
+
+@pytest.mark.parametrize(("S", "T"), [(48, 48), (40, 20), (100, 64)])
+def test_a_causal_mask_is_drawn_where_it_is_seen(S, T, cuda):  # noqa: N803
+    place, shape = random.Place(3, random.DROPOUT, 7, 2, 0), (2, 3, S, T)
+    expected, _ = get_backend("numpy").dropout_mask(place, shape, 0.3)
+    got = cuda.to_numpy(cuda.dropout_mask(place, shape, 0.3, causal=True)[0])
+    seen = np.arange(S)[:, None] <= np.arange(T) + S - T
+    np.testing.assert_array_equal(got[..., seen], expected[..., seen])
+
+
 def test_the_step_of_a_mask_may_lie_on_the_device(cuda):
     step = cuda.asarray(np.array([7], np.uint64))
     got, _ = cuda.dropout_mask(random.Place(3, random.DROPOUT, step, 2, 0), (40,), 0.5)

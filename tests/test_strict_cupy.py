@@ -51,6 +51,7 @@ def test_every_step_launches_the_same_and_reads_nothing_back(n_embd, dtype, devi
         "gemm_ex",
         "layer_norm_vjp",
         "dropout_mask",
+        "draw_dropout",
         "cross_entropy",
         "adamw_step",
         "sum_squares",

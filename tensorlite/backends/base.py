@@ -155,10 +155,12 @@ class Backend:
         """gx = gy * dy/dx."""
         return gy * saved
 
-    def dropout_mask(self, place: random.Place, shape: tuple[int, ...], p: float):
+    def dropout_mask(self, place: random.Place, shape: tuple[int, ...], p: float, causal: bool = False):
         """Booleans, True where an element is kept, and the factor 1 / (1 - p) that keeps the mean.
 
         An element is dropped if its 16 random bits are below p * 65536, so p is rounded to a multiple of 2**-16.
+        causal: the mask is for attention's weights, (..., S, T) with the keys down, and may hold anything for what a
+        query does not see.
         """
         threshold = round(p * 65536)
         bits = random.bits16(place, math.prod(shape)).reshape(shape)
@@ -172,6 +174,11 @@ class Backend:
         if residual is not None:
             y += residual
         return y
+
+    def draw_dropout(self, x, place: random.Place, p: float, residual=None):
+        """(y, keep, scale): a mask for x, and what `dropout` makes of x by it."""
+        keep, scale = self.dropout_mask(place, x.shape, p)
+        return self.dropout(x, keep, scale, residual), keep, scale
 
     # -- normalisation --
 

@@ -146,21 +146,33 @@ class CupyBackend(Backend):
     def gelu_tanh_vjp(self, gy, saved):
         return self._elementwise("gelu_tanh_vjp", gy, saved)
 
-    def dropout_mask(self, place, shape, p):
+    def dropout_mask(self, place, shape, p, causal=False):
         n, threshold = math.prod(shape), round(p * 65536)
         keep = self.xp.empty(shape, bool)
         if n:
-            step = place.step if isinstance(place.step, self.xp.ndarray) else self.asarray([place.step], np.uint64)
             blocks = -(-(place.element % 16 + n) // 16)  # of Philox's numbers, one to a thread
-            self._launch(
-                "dropout_mask", np.dtype(np.float32), (-(-blocks // THREADS),), THREADS,
-                keep, n, place.element, place.seed, place.stream, step, place.call, threshold,
-            )  # fmt: skip
+            args = keep, n, *self._place(place), threshold, int(causal), *(shape[-2:] if causal else (1, 1))
+            self._launch("dropout_mask", np.dtype(np.float32), (-(-blocks // THREADS),), THREADS, *args)
         return keep, dropout_scale(threshold)
 
     @kernel_method
+    def draw_dropout(self, x, place, p, residual=None):
+        if place.element % 16:
+            return super().draw_dropout(x, place, p, residual)
+        n, threshold, residual = x.size, round(p * 65536), self._contiguous(residual)
+        scale, y, keep = dropout_scale(threshold), self.xp.empty(x.shape, x.dtype), self.xp.empty(x.shape, bool)
+        args = self._contiguous(x), residual, y, keep, n, *self._place(place), threshold, scale
+        self._launch("draw_dropout", x.dtype, (-(-n // (16 * THREADS)),), THREADS, *args)
+        return y, keep, scale
+
+    def _place(self, place):
+        """A place in a random stream, as the kernels take it."""
+        step = place.step if isinstance(place.step, self.xp.ndarray) else self.asarray([place.step], np.uint64)
+        return place.element, place.seed, place.stream, step, place.call
+
+    @kernel_method
     def dropout(self, x, keep, scale, residual=None):
-        keep, residual = self._contiguous(keep), residual if residual is None else self._contiguous(residual)
+        keep, residual = self._contiguous(keep), self._contiguous(residual)
         y = self.xp.empty(x.shape, x.dtype)
         self._launch_packed("dropout", self._contiguous(x), keep, residual, y, x.size, float(scale))
         return y

@@ -3,7 +3,7 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.elementwise import draw_dropout
+from tensorlite.ops.elementwise import next_place
 from tensorlite.ops.operands import data
 from tensorlite.tensor import Tensor, record
 
@@ -23,7 +23,7 @@ def scaled_dot_product_attention(
     be = backend_of(q_data, k_data, v_data, op="scaled_dot_product_attention")
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
     scale = 1.0 / math.sqrt(q_data.shape[-1]) if scale is None else scale
-    keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout)
+    keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout, causal)
     y, saved = be.attention(q_data, k_data, v_data, causal, scale, keep, keep_scale)
 
     def vjp(gy):
@@ -49,7 +49,7 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
 
     q, k, v = heads(x)
     scale = 1.0 / math.sqrt(C // n_head)
-    keep, keep_scale = _draw(be, (B, n_head, T, T), dropout)
+    keep, keep_scale = _draw(be, (B, n_head, T, T), dropout, causal)
     y = be.xp.empty((B, T, C), x.dtype)
     _, saved = be.attention(q, k, v, causal, scale, keep, keep_scale, out=heads(y)[0])
 
@@ -61,10 +61,10 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
     return record(y, (qkv,), vjp)
 
 
-def _draw(be, shape, p: float):
+def _draw(be, shape, p: float, causal: bool):
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"attention: dropout must be from 0 to 1, got {p}")
-    return draw_dropout(be, shape, p) if p else (None, 1.0)
+    return be.dropout_mask(next_place(shape), shape, p, causal) if p else (None, 1.0)
 
 
 def _check_shapes(q, k, v, causal: bool) -> None:

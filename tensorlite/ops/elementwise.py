@@ -191,8 +191,8 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
         return x if isinstance(x, Tensor) else Tensor(x)
     x_data = data(x)
     be = backend_of(x_data)
-    keep, scale = draw_dropout(be, x_data.shape, p)
-    return record(be.dropout(x_data, keep, scale), (x,), lambda gy: (be.dropout(gy, keep, scale),))
+    y, keep, scale = be.draw_dropout(x_data, next_place(x_data.shape), p)
+    return record(y, (x,), lambda gy: (be.dropout(gy, keep, scale),))
 
 
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
@@ -201,8 +201,7 @@ def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
     if not training or p == 0.0 or x_data.shape != b.shape:
         return add(x, dropout(branch, p, training))
     be = backend_of(x_data, b, op="add_dropout")
-    keep, scale = draw_dropout(be, b.shape, p)
-    y = be.dropout(b, keep, scale, x_data)
+    y, keep, scale = be.draw_dropout(b, next_place(b.shape), p, x_data)
     return record(y, (x, branch), lambda gy: (gy, be.dropout(gy, keep, scale)))
 
 
@@ -212,10 +211,9 @@ def cast(x, dtype) -> Tensor:
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 
-def draw_dropout(be, shape: tuple[int, ...], p: float):
-    """The next mask of the current scope: (keep, scale)."""
-    place = random.current().next_place(math.prod(shape[1:]))
-    return be.dropout_mask(place, shape, p)
+def next_place(shape: tuple[int, ...]) -> random.Place:
+    """Where in the current scope the next mask of this shape is drawn."""
+    return random.current().next_place(math.prod(shape[1:]))
 
 
 def _shape(x) -> tuple[int, ...]:

@@ -78,19 +78,34 @@ __device__ inline void philox(u64 (&counter)[4], u64 key0, u64 key1) {
     }
 }
 
-// keep[i] = whether the 16 random bits of element first + i reach the threshold. A thread takes the 16 elements of one
-// block of numbers. The step lies in device memory, so that a captured graph draws anew each time.
-KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, const u64* step, Index call,
-                    Index threshold) {
-    Index block = first / 16 + first_element(1), start = block * 16 - first;
-    if (start >= n) return;
+struct alignas(16) Flags { bool item[16]; };
+
+// Whether the 16 elements of this block of the stream reach the threshold, 16 random bits each. The step lies in device
+// memory, so that a captured graph draws anew each time.
+__device__ inline Flags draw(Index block, Index seed, Index stream, const u64* step, Index call, unsigned threshold) {
     // NumPy counts a block up before it makes it, so the first of a stream is number 1.
     u64 counter[4] = {(u64)block + 1, (u64)call, *step, 0};
     philox(counter, seed, stream);
-    struct alignas(16) { bool item[16]; } kept;
-    for (int k = 0; k < 16; k++) kept.item[k] = (Index)(counter[k / 4] >> k % 4 * 16 & 0xffff) >= threshold;
-    if (start >= 0 && start % 16 == 0 && start + 16 <= n) *(uint4*)(keep + start) = *(uint4*)&kept;
-    else for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
+    Flags kept;
+    #pragma unroll
+    for (int k = 0; k < 16; k++) kept.item[k] = ((unsigned)(counter[k / 4] >> k % 4 * 16) & 0xffffu) >= threshold;
+    return kept;
+}
+
+// keep[i]: whether element first + i of the stream is kept. A thread takes the elements of one block. If causal, keep is
+// (..., S, T), keys down, and what a query does not see is left as it is.
+KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, const u64* step, Index call,
+                    Index threshold, Index causal, Index S, Index T) {
+    Index block = first / 16 + first_element(1), start = block * 16 - first;
+    if (start >= n) return;
+    if (causal && start >= 0) {
+        Index key = start / T % S, query = start % T;
+        if (query + 16 <= T && query + 15 + S - T < key) return;
+    }
+    Flags kept = draw(block, seed, stream, step, call, threshold);
+    if (start >= 0 && start % 16 == 0 && start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
+    #pragma unroll
+    for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
 }
 
 // y = x * keep * scale, plus the residual if there is one.
@@ -104,4 +119,26 @@ KERNEL dropout(const Stored* x, const bool* keep, const Stored* residual, Stored
     for (int k = 0; k < PACK; k++)
         a.item[k] = stored((i + k < n && keep[i + k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
     store_pack(y, i, n, a);
+}
+
+// Both at once: `first` is a multiple of 16.
+KERNEL draw_dropout(const Stored* x, const Stored* residual, Stored* y, bool* keep, Index n, Index first, Index seed,
+                    Index stream, const u64* step, Index call, Index threshold, double scale_) {
+    Index start = first_element(16);
+    if (start >= n) return;
+    Real scale = scale_;
+    Flags kept = draw((first + start) / 16, seed, stream, step, call, threshold);
+    #pragma unroll
+    for (int i = 0; i < 16; i += PACK) {
+        if (start + i >= n) break;
+        Pack a = load_pack(x, start + i, n), b = {};
+        if (residual) b = load_pack(residual, start + i, n);
+        #pragma unroll
+        for (int k = 0; k < PACK; k++)
+            a.item[k] = stored((kept.item[i + k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
+        store_pack(y, start + i, n, a);
+    }
+    if (start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
+    #pragma unroll
+    for (int k = 0; k < 16; k++) if (start + k < n) keep[start + k] = kept.item[k];
 }
