@@ -3,6 +3,7 @@
     memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
     launches   everything that would run on the device goes through `launch`, which logs it: its name, and the shape,
                dtype and allocation of each array. Two steps with the same log can be recorded once and replayed.
+    streams    an array that was last used on another stream, for whose work this one has not waited, is an error
     graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
                and done again at each launch of the graph, on the same memory
     kernels    are compiled by g++ and run on the CPU (cuda_on_cpu.py)
@@ -62,6 +63,7 @@ def allocate(shape, dtype) -> np.ndarray:
 
 def _forget(address: int) -> None:
     _memory.pop(address, None)
+    _used.pop(address, None)
     i = bisect.bisect_left(_addresses, address)
     if i < len(_addresses) and _addresses[i] == address:
         del _addresses[i]
@@ -121,6 +123,7 @@ def logged():
 
 def launch(name: str, function, arrays) -> None:
     """Do function(), which works on these arrays."""
+    use(name, arrays)
     if _recording is not None:
         if _current is not _recording_stream:
             raise MisuseError(f"{name} is launched on another stream than the one recorded")
@@ -148,14 +151,16 @@ def no_host_reads():
         _forbidden -= 1
 
 
-def read(what: str) -> None:
-    """To be called by what waits for the device."""
+def read(what: str, *arrays) -> None:
+    """To be called by what waits for the device, to bring back these arrays."""
+    use(what, arrays)
     if _forbidden or _recording is not None:
         raise HostReadError(f"{what} brings a value back from the device: the step could not be captured as a graph")
 
 
-def write(what: str) -> None:
-    """To be called by what brings values from the host."""
+def write(what: str, *arrays) -> None:
+    """To be called by what brings values from the host, into these arrays."""
+    use(what, arrays)
     if _recording is not None:
         raise MisuseError(f"{what} brings values from the host: a recorded graph would bring these ones each time")
 
@@ -163,11 +168,39 @@ def write(what: str) -> None:
 # -- streams, events, pools and graphs --
 
 
+_used: dict[int, tuple[int, int]] = {}  # address -> (stream, how much that stream had done) at its last use
+_done: dict[int, int] = {}  # stream -> how much it has done
+
+
+def use(what: str, arrays) -> None:
+    """Note that the current stream works on these arrays."""
+    stream = _current.ptr
+    _done[stream] = _done.get(stream, 0) + 1
+    for array in arrays:
+        if not array.size:
+            continue
+        address = _find(array.ctypes.data)[0] - GUARD
+        other, done = _used.get(address, (stream, 0))
+        if other != stream and _current.waited.get(other, 0) < done:
+            raise MisuseError(f"{what} uses an array of shape {array.shape} that another stream may still work on")
+        _used[address] = stream, _done[stream]
+
+
+class Event:
+    """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for."""
+
+    def __init__(self, stream):
+        self.reached = stream.waited | {stream.ptr: _done.get(stream.ptr, 0)}
+
+
 class Stream:
     """As cupy.cuda.Stream."""
 
     def __init__(self, non_blocking: bool = False, null: bool = False):
+        if not (non_blocking or null):
+            raise MisuseError("a blocking stream waits for the null stream, which the stand-in does not")
         self.ptr = 0 if null else next(_serials) + 1
+        self.waited: dict[int, int] = {}  # stream -> how much of its work is done before ours
 
     def __enter__(self):
         global _current
@@ -178,11 +211,12 @@ class Stream:
         global _current
         _current = self._outer
 
-    def record(self):
-        return self  # all is done in order: nothing to wait for
+    def record(self) -> Event:
+        return Event(self)
 
-    def wait_event(self, event) -> None:
-        pass
+    def wait_event(self, event: Event) -> None:
+        for stream, done in event.reached.items():
+            self.waited[stream] = max(self.waited.get(stream, 0), done)
 
     def synchronize(self) -> None:
         read("Stream.synchronize()")
@@ -232,8 +266,10 @@ class Graph:
         if _recording is not None:
             raise MisuseError("a graph is launched while another is being recorded")
         launches.append(("graph", len(self._work)))
-        for function, _ in self._work:
-            function()
+        with stream or _current:
+            for function, arrays in self._work:
+                use("a graph", arrays)
+                function()
 
 
 class MemoryPool:

@@ -102,7 +102,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         return types.SimpleNamespace(ptr=self.inner.ctypes.data)
 
     def set(self, values, stream=None):
-        write(".set()")
+        write(".set()", self.inner)
         if type(values) is not np.ndarray or values.dtype != self.dtype or values.shape != self.shape:
             raise TypeError(f"set: expected a NumPy array {self.dtype} {self.shape}")
         if not self.inner.flags.c_contiguous or not values.flags.c_contiguous:
@@ -115,7 +115,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     __array__ = __array_ufunc__ = __array_function__ = _refuse
 
     def get(self):
-        read(".get()")
+        read(".get()", self.inner)
         return self.inner.copy()
 
     def __len__(self):
@@ -155,7 +155,7 @@ class ndarray:  # noqa: N801 - CuPy's name
 
 def _reading(name: str):
     def brought_back(self, *args):
-        read(f"{name}()")
+        read(f"{name}()", self.inner)
         return getattr(self.inner, name)(*args)
 
     return brought_back

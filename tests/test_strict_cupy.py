@@ -178,3 +178,18 @@ def test_a_replay_does_what_was_recorded_to_what_is_there_now(device):
         x.set(np.array([i, 10], np.float32))
         replay()
         assert y.get().tolist() == [20 + i, 2 * i + 10]
+
+
+@pytest.mark.parametrize("use", [lambda x: x + 1, lambda x: x.set(np.array(0, np.float32)), float])
+def test_a_stream_waits_for_the_work_of_another(use):
+    x, stream = cupy.asarray(np.array(1, np.float32)), cupy.cuda.Stream(non_blocking=True)
+    x += 1
+    with stream, pytest.raises(MisuseError, match="another stream may still work on"):
+        use(x)
+    stream.wait_event(cupy.cuda.get_current_stream().record())
+    with stream:
+        x *= 2
+    with pytest.raises(MisuseError, match="another stream may still work on"):
+        use(x)
+    cupy.cuda.get_current_stream().wait_event(stream.record())
+    assert float(x) == 4.0
