@@ -19,6 +19,7 @@ from tensorlite.backends.replay import Recorder, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
+SHARED_BYTES = 48 << 10  # that a block has without asking for more
 
 
 def kernel_method(method):
@@ -111,11 +112,16 @@ class CupyBackend(Backend):
     @kernel_method
     def sum_rows(self, x):
         (N, C), x = x.shape, self._contiguous(x)  # noqa: N806
-        slabs, columns = _slabs(N), -(-C // THREADS)
-        sums, total = (self.xp.empty((n, C), _real(x.dtype)) for n in (slabs, 1))
-        self._launch("sum_rows", x.dtype, (columns, slabs), THREADS, x, sums, N, C)
-        self._launch("sum_rows_of_sums", x.dtype, (columns,), THREADS, sums, total, slabs, C)
-        return total[0]
+        slabs = max(1, min(32, N // 64))
+        sums = self.xp.empty((slabs, C), _real(x.dtype))
+        self._launch("sum_rows", x.dtype, (-(-C // WARP), slabs), THREADS, x, sums, N, C)
+        return self._sum_of_sums(sums, x.dtype)
+
+    def _sum_of_sums(self, sums, dtype):
+        """The sum over the rows of sums that a kernel for arrays of this dtype has made side by side."""
+        total = self.xp.empty(sums.shape[1], sums.dtype)
+        self._launch("sum_rows_of_sums", dtype, (-(-total.size // WARP),), 1024, sums, total, *sums.shape)
+        return total
 
     # -- activations --
 
@@ -190,16 +196,16 @@ class CupyBackend(Backend):
 
     @kernel_method
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
-        (x, mean, rstd), gy = saved, self._contiguous(gy)
-        C = gy.shape[-1]  # noqa: N806
+        (x, mean, rstd), C = saved, gy.shape[-1]  # noqa: N806
         N, gx = gy.size // C, self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
-        self._launch_rows("layer_norm_vjp", gy, x, self._contiguous(weight, mean.dtype), mean, rstd, gx, N, C)
-        if weight is None and not has_bias:
-            return gx, None, None
-        slabs, columns = _slabs(N), -(-C // THREADS)
-        sums, (total,) = (self.xp.empty((n, 2 * C), mean.dtype) for n in (slabs, 1))
-        self._launch("layer_norm_vjp_weights", gy.dtype, (columns, slabs), THREADS, gy, x, mean, rstd, sums, N, C)
-        self._launch("sum_rows_of_sums", gy.dtype, (-(-2 * C // THREADS),), THREADS, sums, total, slabs, 2 * C)
+        warp_bytes = 2 * C * mean.itemsize
+        warps = max(1, min(4, SHARED_BYTES // warp_bytes))
+        blocks = min(1024, -(-N // warps))
+        wanted = weight is not None or has_bias
+        sums = self.xp.empty((blocks, 2 * C), mean.dtype) if wanted else None
+        args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
+        self._launch("layer_norm_vjp", gy.dtype, (blocks,), warps * WARP, *args, shared=warps * warp_bytes)
+        total = self._sum_of_sums(sums, gy.dtype) if wanted else None
         return gx, None if weight is None else total[:C], total[C:] if has_bias else None
 
     # -- tables and losses --
@@ -268,9 +274,8 @@ class CupyBackend(Backend):
     def attention_of_next(self, qkv, cache, position, scale):
         _, B, H, L, D = cache.shape  # noqa: N806
         y = self.xp.empty((B, 1, H * D), qkv.dtype)
-        kernel = self._kernels("attention_of_next", qkv.dtype)
         args = self._contiguous(qkv), cache, y, position, H, L, D, float(scale)
-        kernel((B * H,), (512,), args, shared_mem=L * _real(qkv.dtype).itemsize)
+        self._launch("attention_of_next", qkv.dtype, (B * H,), 512, *args, shared=L * _real(qkv.dtype).itemsize)
         return y
 
     # -- the optimiser, on flat buffers --
@@ -294,9 +299,12 @@ class CupyBackend(Backend):
 
     # -- launching --
 
-    def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args) -> None:
+    def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args, shared: int = 0) -> None:
         # CuPy takes no None: a null pointer is a 0.
-        self._kernels(kernel, dtype)(blocks, (threads,), tuple(0 if a is None else a for a in args))
+        function, args = self._kernels(kernel, dtype), tuple(0 if a is None else a for a in args)
+        if shared > SHARED_BYTES:
+            function.max_dynamic_shared_size_bytes = shared
+        function(blocks, (threads,), args, shared_mem=shared)
 
     def _launch_packed(self, kernel: str, x, *args) -> None:
         """A kernel whose threads take 16 bytes of x each."""
@@ -336,11 +344,6 @@ class CupyBackend(Backend):
 def _real(dtype):
     """What a kernel computes in, and makes sums and weights' gradients of, for arrays of this dtype."""
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
-
-
-def _slabs(rows: int) -> int:
-    """How many parts to cut the rows into whose sums over rows are made side by side."""
-    return max(1, min(256, rows // 64))
 
 
 def _pitch(x) -> int:

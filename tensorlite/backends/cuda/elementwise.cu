@@ -92,8 +92,8 @@ __device__ inline Flags draw(Index block, Index seed, Index stream, const u64* s
     return kept;
 }
 
-// keep[i]: whether element first + i of the stream is kept. A thread takes the elements of one block. If causal, keep is
-// (..., S, T), keys down, and what a query does not see is left as it is.
+// keep[i]: whether element first + i of the stream is kept. A thread takes the elements of one block. If causal, keep
+// is (..., S, T), keys down, and what a query does not see is left as it is.
 KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, const u64* step, Index call,
                     Index threshold, Index causal, Index S, Index T) {
     Index block = first / 16 + first_element(1), start = block * 16 - first;

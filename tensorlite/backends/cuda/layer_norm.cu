@@ -29,54 +29,60 @@ KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight,
 }
 
 // gx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = gy * weight.
-KERNEL layer_norm_vjp(const Stored* __restrict__ gy, const Stored* __restrict__ x, const Real* __restrict__ weight,
-                      const Real* mean, const Real* rstd, Stored* __restrict__ gx, Index N, Index C) {
-    Index row = row_of_warp();
-    int lane = threadIdx.x % WARP;
-    if (row >= N) return;
-    gy += row * C, x += row * C, gx += row * C;
-    Real mu = mean[row], r = rstd[row], sum = 0, along = 0;
-    for (Index c = lane; c < C; c += WARP) {
-        Real g = real(gy[c]) * (weight ? weight[c] : Real(1));
-        sum += g;
-        along += g * (real(x[c]) - mu) * r;
+//
+// The gradients of weight and bias are sums over rows, of gy * xhat and of gy. A warp adds up those of its rows, which
+// are every so many-th; a block adds up its warps into its row of sums (gridDim.x, 2 C), unless that is null; and
+// sum_rows_of_sums adds up the blocks.
+KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, const Real* mean, const Real* rstd,
+                      Stored* gx, Real* sums, Index N, Index C) {
+    DYNAMIC_SHARED(Real, shared);  // (warps, 2, C)
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    Real *gweight = shared + warp * 2 * C, *gbias = gweight + C;
+    for (Index c = lane; c < C; c += WARP) gweight[c] = gbias[c] = 0;
+    for (Index row = (Index)blockIdx.x * warps + warp; row < N; row += (Index)gridDim.x * warps) {
+        const Stored *__restrict__ gy_row = gy + row * C, *__restrict__ x_row = x + row * C;
+        Stored* __restrict__ gx_row = gx + row * C;
+        Real mu = mean[row], r = rstd[row], sum = 0, along = 0;
+        for (Index c = lane; c < C; c += WARP) {
+            Real g = real(gy_row[c]), xhat = (real(x_row[c]) - mu) * r;
+            gweight[c] += g * xhat;
+            gbias[c] += g;
+            if (weight) g *= weight[c];
+            sum += g;
+            along += g * xhat;
+        }
+        sum = warp_sum(sum) / C, along = warp_sum(along) / C;
+        for (Index c = lane; c < C; c += WARP) {
+            Real g = real(gy_row[c]) * (weight ? weight[c] : Real(1)), xhat = (real(x_row[c]) - mu) * r;
+            gx_row[c] = stored(r * (g - sum - xhat * along));
+        }
     }
-    sum = warp_sum(sum) / C, along = warp_sum(along) / C;
-    for (Index c = lane; c < C; c += WARP) {
-        Real g = real(gy[c]) * (weight ? weight[c] : Real(1)), xhat = (real(x[c]) - mu) * r;
-        gx[c] = stored(r * (g - sum - xhat * along));
+    __syncthreads();
+    for (Index c = threadIdx.x; sums && c < 2 * C; c += blockDim.x) {
+        Real sum = 0;
+        for (int w = 0; w < warps; w++) sum += shared[w * 2 * C + c];
+        sums[blockIdx.x * 2 * C + c] = sum;
     }
-}
-
-// The gradients of weight and bias are sums over rows: gy * xhat and gy. Row j of sums (gridDim.y, 2 C) has those over
-// every gridDim.y-th row from row j on; sum_rows_of_sums then adds them up.
-KERNEL layer_norm_vjp_weights(const Stored* gy, const Stored* x, const Real* mean, const Real* rstd, Real* sums,
-                              Index N, Index C) {
-    Index c = first_element(1);
-    if (c >= C) return;
-    Real gweight = 0, gbias = 0;
-    #pragma unroll 8
-    for (Index row = blockIdx.y; row < N; row += gridDim.y) {
-        Real g = real(gy[row * C + c]);
-        gweight += g * (real(x[row * C + c]) - mean[row]) * rstd[row];
-        gbias += g;
-    }
-    sums[blockIdx.y * 2 * C + c] = gweight;
-    sums[blockIdx.y * 2 * C + C + c] = gbias;
 }
 
 // -- sums over the rows of any matrix, as a bias's gradient is --
 
+// Row j of sums (gridDim.y, C): the sum of the rows of x (N, C) that fall to block (i, j), whose warps take every so
+// many-th each, and a lane a column.
 template <class T>
 __device__ void add_rows(const T* x, Real* sums, Index N, Index C) {
-    Index c = first_element(1);
-    if (c >= C) return;
+    __shared__ Real shared[WARP][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    Index c = (Index)blockIdx.x * WARP + lane, first = (Index)blockIdx.y * warps + warp;
     Real sum = 0;
     #pragma unroll 8
-    for (Index row = blockIdx.y; row < N; row += gridDim.y) sum += real(x[row * C + c]);
+    for (Index row = first; row < N; row += (Index)gridDim.y * warps) sum += c < C ? real(x[row * C + c]) : Real(0);
+    shared[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || c >= C) return;
+    for (int w = 1; w < warps; w++) sum += shared[w][lane];
     sums[blockIdx.y * C + c] = sum;
 }
 
-// Row j of sums (gridDim.y, C): the sum of every gridDim.y-th row of x (N, C) from row j on.
 KERNEL sum_rows(const Stored* x, Real* sums, Index N, Index C) { add_rows(x, sums, N, C); }
 KERNEL sum_rows_of_sums(const Real* x, Real* sums, Index N, Index C) { add_rows(x, sums, N, C); }
