@@ -6,6 +6,8 @@ import sys
 import time
 
 import gpu
+import gpu_parts
+import kernel_profile
 import numpy as np
 import ops
 import pytest
@@ -303,8 +305,8 @@ def test_gpt2_is_nanogpts():
 
 
 def test_the_losses_on_the_stand_in_agree_with_the_cpus(device):
-    rows = gpu.agreement(TINY, "ab", steps=5)
-    assert [row["how"] for row in rows] == list(gpu.GPU_SETTINGS)
+    rows = gpu_parts.agreement(TINY, "ab", steps=5)
+    assert [row["how"] for row in rows] == list(gpu_parts.GPU_SETTINGS)
     assert rows[0]["difference"] < 1e-5
     assert rows[0]["norm_difference"] < 1e-4
     assert 1e-5 < rows[3]["difference"] < 0.1  # bfloat16
@@ -318,7 +320,7 @@ def test_a_profile_has_every_kernel_and_product(n_embd, device):
     trainer = train_step.device_trainer(config, Device("cupy", "bfloat16", graph=False))
     trainer.train_step()
     busy = []
-    rows, seconds = gpu.profile(
+    rows, seconds = kernel_profile.profile(
         trainer, time.perf_counter, lambda start, end: end - start, lambda: busy.append(None), steps=2
     )
     names = {row["kernel"]: row for row in rows}
@@ -331,20 +333,20 @@ def test_a_profile_has_every_kernel_and_product(n_embd, device):
     assert len(busy) == 4
     assert "_launch" not in vars(device)
     assert type(device._gemm).__name__ == "Gemm"
-    assert all(len(line) < 120 for line in gpu.format_profile("a title", rows).splitlines())
+    assert all(len(line) < 120 for line in kernel_profile.format_profile("a title", rows).splitlines())
 
 
 def test_a_product_is_named_by_its_shape_and_reads_its_factors():
     a, b, out = np.ones((2, 5, 3)), np.ones((2, 7, 5)), np.ones((2, 3, 7))
-    name, arrays = gpu.describe_product(a, b, trans_a=True, trans_b=True, out=out)
+    name, arrays = kernel_profile.describe_product(a, b, trans_a=True, trans_b=True, out=out)
     assert (name, arrays) == ("product 2 x 3 x 5 x 7", (a, b, None))
-    name, arrays = gpu.describe_product(b, a, out=out, accumulate=True)
+    name, arrays = kernel_profile.describe_product(b, a, out=out, accumulate=True)
     assert (name, arrays[2] is out) == ("product 2 x 7 x 5 x 3", True)
 
 
 def test_the_summary_of_a_profile():
     calls = [("a", 1e9, 1e-3), ("b", 8e6, 2e-3), ("a", 1e9, 1e-3), ("a", 1e9, 2e-3)]
-    first, second, rest = gpu.summarize(calls, steps=2, step_seconds=4e-3)
+    first, second, rest = kernel_profile.summarize(calls, steps=2, step_seconds=4e-3)
     assert first == {"kernel": "a", "calls": 1.5, "us": 2000.0, "share": 0.5, "gb_per_s": 750.0}
     assert second["share"] == 0.25
     assert (rest["us"], rest["share"], rest["gb_per_s"]) == (1000.0, 0.25, None)
@@ -359,7 +361,7 @@ the program's own line
 "0","python","void layer_norm<float>(const float *, int)","(8, 1, 1)","1,000","500","2,000"
 "1","python","adamw_step","(8, 1, 1)","10","20","30"
 """
-    calls = gpu.ncu_calls(output)
+    calls = kernel_profile.ncu_calls(output)
     assert calls == [("layer_norm<float>", 1500.0, pytest.approx(2e-6)), ("adamw_step", 30.0, pytest.approx(3e-8))]
 
 
@@ -367,15 +369,13 @@ def test_the_facts_of_a_run_are_read_from_its_output_and_log():
     output = "text: tinyshakespeare; 10 tokens to train on\nmodel: gpt\n"
     rows = [{"step": 0, "val_loss": 4.2, "tokens_per_second": None}]
     rows += [{"step": step, "val_loss": loss, "tokens_per_second": 10.0 * step} for step, loss in ((5, 1.5), (9, 1.6))]
-    facts = gpu.run_facts(output, "".join(json.dumps(row) + "\n" for row in rows))
-    assert (facts["text"], facts["steps"], facts["best_val_loss"], facts["tokens_per_s"]) == (
-        "tinyshakespeare", 9, 1.5, 70
-    )  # fmt: skip
+    facts = gpu_parts.run_facts(output, "".join(json.dumps(row) + "\n" for row in rows))
+    assert facts == {"text": "tinyshakespeare", "steps": 9, "best_val_loss": 1.5, "log": rows}
 
 
 def test_sampling_is_timed(runtime, monkeypatch):
-    monkeypatch.setattr(gpu, "preset_config", lambda preset: TINY)
-    turn = gpu.sampling_turn(argparse.Namespace(preset="tiny", worker="ours"))
+    monkeypatch.setattr(gpu_parts, "preset_config", lambda preset: TINY)
+    turn = gpu_parts.sampling_turn(argparse.Namespace(preset="tiny", worker="ours"))
     assert turn(0.0) > 0
 
 
@@ -406,9 +406,11 @@ def test_parts_run_one_after_the_other_whatever_becomes_of_them(tmp_path, capfd)
 def test_every_part_ends_in_a_sentence_where_there_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(tensorlite.backends, "_by_name", {"numpy": tensorlite.get_backend("numpy")})
     monkeypatch.setitem(sys.modules, "cupy", None)
-    for part in gpu.INSIDE:
-        said = run_script(gpu, monkeypatch, "--inside", part, "--preset", "nanogpt-cpu", "--out", tmp_path)
-        assert "cannot import CuPy" in said, part
+    commands = [(gpu_parts, part) for part in gpu_parts.PARTS]
+    commands += [(kernel_profile, "nanogpt-cpu", *option) for option in ((), ("--ncu",), ("--one-step",))]
+    for script, *arguments in commands:
+        said = run_script(script, monkeypatch, *arguments, "--out", tmp_path)
+        assert "cannot import CuPy" in said, arguments
         assert "\n" not in said
 
 

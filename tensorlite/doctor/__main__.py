@@ -1,0 +1,25 @@
+"""The command: python -m tensorlite.doctor"""
+
+import argparse
+import subprocess
+import sys
+
+from tensorlite import doctor
+from tensorlite.doctor.examine import NOT_HERE
+
+
+def main() -> int:
+    """0 if --backend cupy works here, 1 if not."""
+    argparse.ArgumentParser("python -m tensorlite.doctor", description=doctor.__doc__.partition("\n")[0]).parse_args()
+    try:
+        status = subprocess.run([sys.executable, "-m", "tensorlite.doctor.examine"]).returncode
+    except KeyboardInterrupt:
+        return 130
+    if status in (0, 1, 130):
+        return status
+    print(f"{NOT_HERE}: what comes after the last line crashed with exit status {status}; use --backend numpy")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
