@@ -157,7 +157,7 @@ def describe_launch(kernel, _, blocks, threads, *args, **options):
     return kernel, args
 
 
-def describe_product(a, b, trans_a=False, trans_b=False, out=None, accumulate=False, dtype=None):
+def describe_product(a, b, trans_a=False, trans_b=False, out=None, accumulate=False, **_):
     """Its name and what is read; what is written is its result."""
     (m, k), n = a.shape[-2:][:: -1 if trans_a else 1], b.shape[-2 if trans_b else -1]
     batch = max(a.size // (m * k), b.size // (k * n), 1)

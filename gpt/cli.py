@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from gpt.config import GPTConfig, idle_keys, option_fields
 from gpt.errors import UserError
-from tensorlite import BackendError, get_backend
+from tensorlite import BackendError
+from tensorlite.backends import explain_memory_error
 
 
 def run_script(main: Callable[[], int], memory_options: str) -> None:
@@ -27,8 +28,7 @@ def run_script(main: Callable[[], int], memory_options: str) -> None:
     except (UserError, BackendError) as error:
         status = _complain(f"{name}: error: {error}", 2)
     except MemoryError as error:
-        backend = get_backend("cupy" if type(error).__module__.startswith("cupy") else "numpy")
-        why = backend.explain_memory_error(error)
+        why = explain_memory_error(error)
         status = _complain(f"{name}: error: out of memory ({why}): lower {memory_options}", 2)
     except KeyboardInterrupt:
         status = _complain(f"{name}: interrupted", 130)

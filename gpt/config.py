@@ -72,7 +72,7 @@ class TrainConfig:
     val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)
-    micro_batch_size: int = option(0, "sequences a core works on at a time; 0 for the whole batch", least=0)
+    micro_batch_size: int = option(0, "sequences a CPU core works on at a time; 0 for the whole batch", least=0)
     max_iters: int = option(5000, "training steps", least=0)
     learning_rate: float = option(1e-3, "peak learning rate", least=0.0)
     min_lr: float = option(0.0, "rate at the end of the cosine decay", least=0.0)

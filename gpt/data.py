@@ -183,9 +183,14 @@ class Split:
         return self.tokens[index].astype(np.int64), self.tokens[index + 1].astype(np.int64)
 
 
+def random_starts(split: Split, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """`batch_size` starts for `split.block`, drawn uniformly, with replacement."""
+    return rng.integers(split.num_blocks, size=batch_size)
+
+
 def random_blocks(split: Split, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`split.block` of `batch_size` starts drawn uniformly, with replacement."""
-    return split.block(rng.integers(split.num_blocks, size=batch_size))
+    """`split.block` of random starts."""
+    return split.block(random_starts(split, batch_size, rng))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gpt.bigram import BigramLanguageModel
@@ -44,7 +44,13 @@ class Device:
     @property
     def cores(self) -> int:
         """How many CPU cores to train on."""
-        return self.threads or (physical_cores() if self.backend == "numpy" else 1)
+        return self.threads or physical_cores()
+
+    def options(self) -> str:
+        """The options that ask for this device, each after a space."""
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        forms = [("--{}" if value else "--no-{}") if isinstance(value, bool) else "--{} {}" for _, value in given]
+        return "".join(" " + form.format(*option) for form, option in zip(forms, given, strict=True))
 
     def place(self, model: LanguageModel) -> LanguageModel:
         """Move the model here, to compute as the options say."""

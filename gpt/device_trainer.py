@@ -3,7 +3,7 @@
 import numpy as np
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset, Split
+from gpt.data import Dataset
 from gpt.interrupt import hold_interrupts
 from gpt.language_model import LanguageModel
 from gpt.trainer import Trainer
@@ -21,14 +21,11 @@ class DeviceTrainer(Trainer):
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig):
         super().__init__(model, dataset, config)
         backend, dtype = self.flat.backend, self.flat.data.dtype
-
-        def zeros(size, dtype=dtype):
-            return backend.asarray(np.zeros(size, dtype))
-
+        zeros = backend.shared_zeros
         self._tokens = backend.asarray(np.concatenate([dataset.train.tokens, dataset.val.tokens]))
         self._starts, self._eval_starts = zeros(self.rows_per_step, np.int64), zeros(config.batch_size, np.int64)
-        self._step_number, self._rates = zeros(1, np.uint64), zeros(3)
-        self._loss, self._eval_loss = zeros(1), zeros(1)
+        self._step_number, self._rates = zeros(1, np.uint64), zeros(3, dtype)
+        self._loss, self._eval_loss = zeros(1, dtype), zeros(1, dtype)
         self._train_on_device = backend.replayable(self._train)
         self._evaluate_on_device = backend.replayable(self._evaluate_batch)
 
@@ -36,7 +33,7 @@ class DeviceTrainer(Trainer):
         return self
 
     def __exit__(self, *exc) -> None:
-        self._train_on_device = self._evaluate_on_device = None  # and with them their memory, at once
+        self._train_on_device = self._evaluate_on_device = None  # the graphs, and a cycle of references through them
 
     @property
     def micro_batch_size(self) -> int:
@@ -46,7 +43,7 @@ class DeviceTrainer(Trainer):
         """As of any Trainer; the two are to be read before the next step."""
         optimizer, upload = self.optimizer, self.flat.backend.upload
         with hold_interrupts():
-            upload(self._starts, self._draw(self.dataset.train, self.rows_per_step, random.BATCHES, self.step))
+            upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))
             upload(self._step_number, [self.step])
             optimizer.lr = self.learning_rate(self.step)
             upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
@@ -54,19 +51,12 @@ class DeviceTrainer(Trainer):
             optimizer.steps += 1
         return self._loss[0], self._norm[0]
 
-    def _draw(self, split: Split, rows: int, stream: int, step: int, call: int = 0) -> np.ndarray:
-        """Where the blocks of a batch begin in `_tokens`."""
-        rng = random.generator(self.config.seed, stream, step, call)
-        first = 0 if split is self.dataset.train else len(self.dataset.train.tokens)
-        return first + split.first_tokens(rng.integers(split.num_blocks, size=rows))
-
     def _run_evaluation(self, tell) -> None:
         total = len(self._eval_losses)
         for i in range(total):
-            call, step = divmod(i, self.config.eval_iters)
-            split = (self.dataset.train, self.dataset.val)[call]
-            starts = self._draw(split, self.config.batch_size, random.EVALUATION, step, call)
-            self.flat.backend.upload(self._eval_starts, starts)
+            split, starts = self._evaluation_starts(i)
+            before = 0 if split is self.dataset.train else len(self.dataset.train.tokens)  # in `_tokens`
+            self.flat.backend.upload(self._eval_starts, before + split.first_tokens(starts))
             self._evaluate_on_device()
             self._eval_losses[i] = self._eval_loss[0]
             tell(i + 1, total)

@@ -44,7 +44,7 @@ class Session:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
             if not finished:
-                again = f"python train.py --resume --out {self.folder.path}"
+                again = f"python train.py --resume --out {self.folder.path}{self.device.options()}"
                 print(f"stopped and saved after step {trainer.step}; go on with: {again}")
                 return 0
             self._sample()

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset, random_blocks
+from gpt.data import Dataset, Split, random_starts
 from gpt.errors import UserError
 from gpt.interrupt import hold_interrupts
 from gpt.language_model import LanguageModel
@@ -119,6 +119,18 @@ class Trainer:
         (train, val), (train_stderr, val_stderr) = losses.mean(axis=1), stderr
         return Evaluation(float(train), float(train_stderr), float(val), float(val_stderr))
 
+    def _training_starts(self, step: int) -> np.ndarray:
+        """Which blocks of the training split are the batch of step `step`."""
+        rng = random.generator(self.config.seed, random.BATCHES, step)
+        return random_starts(self.dataset.train, self.rows_per_step, rng)
+
+    def _evaluation_starts(self, i: int) -> tuple[Split, np.ndarray]:
+        """Which blocks of which split are evaluation batch number i; those of the training split come first."""
+        call, step = divmod(i, self.config.eval_iters)
+        split = (self.dataset.train, self.dataset.val)[call]
+        rng = random.generator(self.config.seed, random.EVALUATION, step, call)
+        return split, random_starts(split, self.config.batch_size, rng)
+
     def _run_evaluation(self, tell) -> None:
         """Put the losses into `_eval_losses`, the training split's first."""
         self._workers.run("evaluate", tell=tell)
@@ -132,8 +144,7 @@ class Trainer:
         config = self.config
         if not self.model.training:  # since the last evaluation; each process has a mode of its own
             self.model.train()
-        rng = random.generator(config.seed, random.BATCHES, step)
-        x, y = random_blocks(self.dataset.train, self.rows_per_step, rng)
+        x, y = self.dataset.train.block(self._training_starts(step))
         parts = self._micro_batches(len(x))
         for i in worker.share(range(len(parts))):
             rows = parts[i]
@@ -167,12 +178,11 @@ class Trainer:
     def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:
         """The losses of this worker's share of the evaluation batches, first those of the training split, then those
         of the validation split."""
-        config, total = self.config, len(self._eval_losses)
+        total = len(self._eval_losses)
         self.model.eval()
         for i in worker.share(range(total)):
-            split, k = divmod(i, config.eval_iters)
-            rng = random.generator(config.seed, random.EVALUATION, step=k, call=split)
-            x, y = random_blocks((self.dataset.train, self.dataset.val)[split], config.batch_size, rng)
+            split, starts = self._evaluation_starts(i)
+            x, y = split.block(starts)
             with no_grad():
                 self._eval_losses[i] = sum(
                     self.model(x[rows], y[rows])[1].data * ((rows.stop - rows.start) / len(x))

@@ -41,7 +41,10 @@ def generator(seed: int, stream: int, step: int = 0, call: int = 0) -> "np.rando
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a stream an array of random bits starts; `element` counts 16-bit numbers."""
+    """Where in a stream an array of random bits starts; `element` counts 16-bit numbers.
+
+    On a GPU the step may be an array (1,) of uint64 there, so that a recorded graph draws anew each time.
+    """
 
     seed: int
     stream: int

@@ -49,6 +49,7 @@ def _arrays(x) -> list[np.ndarray]:
     return [a for item in x for a in _arrays(item)] if isinstance(x, (list, tuple)) else []
 
 
+@np.errstate(all="ignore")  # a GPU warns of nothing
 def _do(name: str, function, *args, **kwargs):
     """Call a function of NumPy's on device arrays, as a launch if it computes anything."""
     if name in READING:

@@ -1,6 +1,7 @@
 """`--backend cupy` does what NumPy does: ops, training, sampling, checkpoints; on the stand-in, and on a GPU."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,12 @@ from tolerances import assert_close
 import gpt.session
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, load_preset
+from gpt.data import Text, make_dataset
 from gpt.device import Device
 from gpt.device_trainer import DeviceTrainer
 from gpt.model import build_model
 from gpt.session import start_session
+from gpt.tokenizer import make_tokenizer
 from gpt.trainer import Trainer
 from tensorlite import backend_of, get_backend, gradcheck
 
@@ -57,6 +60,80 @@ def test_training_gives_the_losses_of_numpy(cuda):
     got, theirs = trained(cuda)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)  # the standard errors are differences of losses
     assert_close(cuda.to_numpy(theirs.flat.data), ours.flat.data)
+
+
+def text_data(text: str, block_size: int = 8, record: int = 0):
+    return make_dataset(Text(text, "text", "text", record), make_tokenizer("char", text), block_size, 0.2)
+
+
+LETTERS = "abcabdacbd" * 60
+ODD = {
+    "block of one": {"block_size": 1},
+    "one symbol": {"text": "a" * 600},
+    "everything dropped": {"dropout": 1.0},
+    "accumulation": {"gradient_accumulation_steps": 3, "batch_size": 2},
+    "one of each": {"block_size": 1, "batch_size": 1, "micro_batch_size": 0, "eval_iters": 1, "n_layer": 1},
+    "no clipping": {"grad_clip": 0.0},
+    "records": {"text": "".join("a" * (i % 7 + 1) + "b" * (8 - i % 7) for i in range(80)), "record": 9},
+    "16-bit tokens": {"text": "".join(chr(0x4E00 + i % 700) for i in range(3600))},
+    "one channel": {"n_embd": 1, "n_head": 1},
+    "no biases, tanh": {"bias": False, "qkv_bias": None, "activation": "gelu_tanh"},
+    "relu, untied": {"activation": "relu", "tie_weights": False},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_settings_train_evaluate_and_sample_as_numpy(odd, cuda):
+    keys = dict(ODD[odd])
+    data = text_data(keys.pop("text", LETTERS), keys.get("block_size", 8), keys.pop("record", 0))
+    config = Config(SHAPE, replace(TRAIN, learning_rate=1e-3)).updated(keys | {"vocab_size": data.tokenizer.vocab_size})
+    results = []
+    for backend in ("numpy", "cupy"):
+        model = build_model("gpt", config.gpt, seed=1).to(backend)
+        with make_trainer(model, data, config.train) as trainer:
+            numbers = [float(x) for _ in range(5) for x in trainer.train_step()]
+            evaluations = [vars(trainer.evaluate()) for _ in range(2)]
+            assert str(evaluations[0]) == str(evaluations[1])  # nan where there is but one batch
+            assert model.training
+            numbers += [float(x) for x in trainer.train_step()]
+        lengths = {1, config.gpt.block_size}
+        samples = [model.generate(np.zeros((3, n), int), 12, seed=3).tolist() for n in lengths]
+        results.append((numbers, evaluations[0]["val_loss"], samples))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-4)
+    assert results[1][2] == results[0][2]
+
+
+def test_evaluation_and_another_trainer_do_not_disturb_training(cuda):
+    def run(between=lambda trainer: None):
+        with make_trainer(build_model("gpt", SHAPE, seed=1).to("cupy"), DATA, TRAIN) as trainer:
+            losses = []
+            for _ in range(6):
+                losses += [float(x) for x in trainer.train_step()]
+                between(trainer)
+            return losses, cuda.to_numpy(trainer.flat.data).tobytes()
+
+    expected = run()
+    assert run(lambda trainer: trainer.evaluate()) == expected
+    with make_trainer(build_model("gpt", SHAPE, seed=2).to("cupy"), DATA, TRAIN) as other:
+        assert run(lambda _: (other.train_step(), other.model.generate(np.array([[1]]), 3))) == expected
+
+
+def test_an_interrupt_waits_for_the_end_of_the_step(cuda, monkeypatch):
+    with make_trainer(build_model("gpt", SHAPE, seed=1).to("cupy"), DATA, TRAIN) as trainer:
+        rates = trainer.optimizer.rates
+        monkeypatch.setattr(trainer.optimizer, "rates", lambda *a: signal.raise_signal(signal.SIGINT) or rates(*a))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train_step()
+        assert trainer.step == 1
+
+
+def test_scores_stay_when_the_next_are_made(cuda):
+    cached = build_model("gpt", SHAPE, seed=1).to("cupy").cached(1)
+    first = cached(np.array([[1]]))
+    before = first.copy()
+    cached(np.array([[2]]))
+    np.testing.assert_array_equal(first, before)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -1,21 +1,29 @@
 """The options that say where to compute: what they refuse, and that the GPU's reach the backend and the model."""
 
+import re
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
+import strict_cuda
 import strict_cupy
 from test_trainer import DATA
 
 import sample
 import train
+from gpt.checkpoint import load_checkpoint
 from gpt.cli import run_script
 from gpt.config import GPTConfig
 from gpt.device import Device
+from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
 from gpt.model import build_model
 from gpt.run import RunFolder
+from gpt.session import resume_session
 from tensorlite import BackendError
+from tensorlite.backends import kernels
 
 SHAPE = GPTConfig(vocab_size=DATA.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=16)
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "8", "--max-iters", "6", "--eval-iters", "2", "--data", "ab"]
@@ -63,10 +71,13 @@ def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, st
     """A script with --backend cupy in this process: the exit status, and what it printed."""
     monkeypatch.setattr("gpt.session.interrupt_on_terminate", lambda: None)  # this process is pytest's
     monkeypatch.setattr(sys, "argv", [script.__name__, "--backend", "cupy", *arguments])
-    create, folders = RunFolder.create, []
-    monkeypatch.setattr(RunFolder, "create", lambda *args: folders.append(create(*args)) or folders[-1])
-    with pytest.raises(SystemExit) as exit_info:
-        run_script(script.main, script.MEMORY_OPTIONS)
+    folders = []
+    with monkeypatch.context() as patch:
+        for name in ("create", "open"):
+            make = getattr(RunFolder, name)
+            patch.setattr(RunFolder, name, lambda *args, make=make: folders.append(make(*args)) or folders[-1])
+        with pytest.raises(SystemExit) as exit_info:
+            run_script(script.main, script.MEMORY_OPTIONS)
     for folder in folders:
         folder._lock_file.close()
     return exit_info.value.code, *capsys.readouterr()
@@ -93,6 +104,52 @@ def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, 
     status, out, err = run_main(train, monkeypatch, capsys, *arguments)
     assert (status, err) == (0, "")
     assert "best val loss" in out
+
+
+def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_bit(device, cwd, monkeypatch, capsys):
+    arguments = [*TINY, "--dtype", "bfloat16", "--no-graph", "--n-embd", "64", "--dropout", "0.2"]
+    assert run_main(train, monkeypatch, capsys, *arguments, "--out", "whole")[0] == 0
+    step, steps = DeviceTrainer.train_step, []
+
+    def stop_at_the_fifth(trainer):
+        steps.append(None)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceTrainer, "train_step", stop_at_the_fifth)
+        status, out, err = run_main(train, monkeypatch, capsys, *arguments, "--out", "parts")
+    hint = "go on with: python train.py --resume --out parts --backend cupy --dtype bfloat16 --no-graph"
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == f"stopped and saved after step 4; {hint}"
+    shutil.copytree("parts", "cpu")
+    assert run_main(train, monkeypatch, capsys, *hint.split()[5:])[0] == 0
+    whole, parts = (load_checkpoint(cwd / run / "last.safetensors") for run in ("whole", "parts"))
+    for name, weight in (whole.weights | whole.optimizer).items():
+        np.testing.assert_array_equal((parts.weights | parts.optimizer)[name], weight)
+    resumed = resume_session(cwd / "cpu", None, {}, Device())
+    assert resumed.run() == 0
+    resumed.folder._lock_file.close()
+    best = load_checkpoint(cwd / "cpu" / "last.safetensors").progress.best_val_loss
+    assert best == pytest.approx(whole.progress.best_val_loss, abs=0.01)
+
+
+def test_a_run_that_diverges_ends_in_one_sentence(device, cwd, monkeypatch, capsys):
+    arguments = [*TINY, "--learning-rate", "1e30", "--max-iters", "30"]
+    status, _, err = run_main(train, monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert re.fullmatch(r"train: error: the loss became nan by step \d+: lower --learning-rate .*\n", err)
+
+
+def test_slow_compilation_is_announced(device, monkeypatch, capsys):
+    compile_module = strict_cuda.RawModule.compile
+    monkeypatch.setattr(kernels, "SLOW", 0.0)
+    monkeypatch.setattr(strict_cuda.RawModule, "compile", lambda module: time.sleep(0.05) or compile_module(module))
+    device.relu(device.asarray(np.ones(3, np.float32)))
+    assert capsys.readouterr().err == "compiling the GPU's kernels, once on this machine ...\n"
+    device.relu(device.asarray(np.ones(3, np.float32)))
+    assert capsys.readouterr().err == ""
 
 
 def test_too_little_memory_is_one_sentence(device, cwd, monkeypatch, capsys):

@@ -182,6 +182,19 @@ def test_numpy_functions_refuse_a_tensor():
     assert np.asarray(X).dtype == np.float32
 
 
+def test_linear_promotes_as_numpy_does():
+    w = Tensor(np.array([[0.5, 0.25, 0.75]]), requires_grad=True)
+    for x in ([[1, 2, 3]], [[True, False, True]], np.ones((1, 3), np.float32)):
+        y = tl.linear(np.array(x), w)
+        assert y.dtype == np.float64
+        np.testing.assert_array_equal(y.data, np.array(x) @ w.data.T)
+
+
+def test_cast_is_for_floating_point():
+    with pytest.raises(TypeError, match="cast: expected a floating-point dtype, got int64"):
+        tl.cast(X, np.int64)
+
+
 def test_booleans_are_counted():
     assert Tensor([True, True, False]).sum().item() == 2
 

@@ -8,7 +8,16 @@ import numpy as np
 from tensorlite.backends.base import Backend, BackendError
 from tensorlite.backends.numpy_backend import NumpyBackend
 
-__all__ = ["BACKENDS", "Backend", "BackendError", "as_array", "backend_of", "get_backend", "register_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendError",
+    "as_array",
+    "backend_of",
+    "explain_memory_error",
+    "get_backend",
+    "register_backend",
+]
 
 BACKENDS = ("numpy", "cupy")
 
@@ -35,6 +44,12 @@ def get_backend(name: str) -> Backend:
 
         register_backend(load())
     return _by_name[name]
+
+
+def explain_memory_error(error: MemoryError) -> str:
+    """What was asked for and, where that is known, what there is."""
+    known = (backend.explain_memory_error(error) for backend in _by_name.values())
+    return next(filter(None, known), str(error))
 
 
 def backend_of(*arrays, op: str = "op") -> Backend:

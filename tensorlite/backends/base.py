@@ -30,6 +30,8 @@ class Backend:
     name: str
     xp: ModuleType
     chunk_size: int | None = None  # elements of a flat array best worked on at a time; None for all
+    tf32 = False  # whether a GPU may round the factors of float32 products to TF32, for all models in the process
+    graph = False  # whether a GPU records `replayable` work as CUDA graphs
 
     # -- arrays and the host --
 
@@ -68,9 +70,9 @@ class Backend:
         """The backend and its device, for people."""
         return self.name
 
-    def explain_memory_error(self, error: MemoryError) -> str:
-        """What was asked for and what there is."""
-        return str(error)
+    def explain_memory_error(self, error: MemoryError) -> str | None:
+        """What was asked for and what there is, if it is this backend's memory that was too small."""
+        return None
 
     def tune_allocator(self) -> None:
         """Prepare the process's memory allocator for making and dropping large arrays all the time."""
@@ -78,7 +80,7 @@ class Backend:
     def check_ids(self, ids, size: int, op: str, ignore: int | None = None) -> None:
         """IndexError if an integer of `ids` lies outside [0, size) and is not `ignore`.
 
-        Only where reading the values back is free; a device gathers from ids that were checked on the host.
+        Only where reading the values back is free. On a device an id that is none gives any row, or a loss of NaN.
         """
 
     # -- products --

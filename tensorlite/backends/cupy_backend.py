@@ -19,7 +19,7 @@ from tensorlite.backends.replay import Recorder, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
-SHARED_BYTES = 48 << 10  # that a block has without asking for more
+SHARED_BYTES = 40 << 10  # that a kernel has without asking for more, beside up to 8 KiB of its own
 
 
 def kernel_method(method):
@@ -52,7 +52,7 @@ class CupyBackend(Backend):
         return self.xp.asnumpy(x)
 
     def upload(self, x, values):
-        # From pageable memory: CuPy returns when the values are staged, without waiting for the device.
+        # From pageable memory, and CuPy returns when it has been read; whether CUDA waits for the stream is its choice.
         x.set(np.ascontiguousarray(values, x.dtype))
 
     def dtype(self, name):
@@ -86,6 +86,8 @@ class CupyBackend(Backend):
         return f"{self.name} on {device['name'].decode()}"
 
     def explain_memory_error(self, error):
+        if not isinstance(error, self.xp.cuda.memory.OutOfMemoryError):
+            return None
         free, total = self.xp.cuda.runtime.memGetInfo()
         return f"{str(error).rstrip('.')}; {free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free"
 
@@ -216,7 +218,7 @@ class CupyBackend(Backend):
         ids, threads = self._contiguous(ids, np.int64), min(THREADS, -(-C // WARP) * WARP)
         if rows <= 512:  # as a product with the one-hot matrix: a few rows keep few blocks busy
             onehot = (ids.reshape(-1, 1) == self.xp.arange(rows)).astype(gy.dtype)
-            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, dtype=_real(gy.dtype))
+            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, dtype=_real(gy.dtype), exact=True)
         gweight = self.xp.zeros((rows, C), _real(gy.dtype))
         args = self._contiguous(gy), ids, gweight, ids.size, C, rows
         self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, *args)

@@ -36,7 +36,7 @@ class FlashAttention:
             first.dtype.name == "bfloat16"
             and first.ndim == 4
             and first.shape[-1] in HEAD_DIMS
-            and all(_aligned(x, first.shape[-1]) for x in arrays)
+            and all(x.dtype == first.dtype and _aligned(x, first.shape[-1]) for x in arrays)
             and int(self._cupy.cuda.Device().compute_capability) >= 80
         )
 

@@ -1,10 +1,14 @@
 """The CUDA kernels of `cuda/*.cu`, compiled when they are first needed."""
 
+import contextlib
+import sys
+import threading
 from importlib import resources
 from pathlib import Path
 
 # All but flash_attention.cu, which wants constants of its own.
 FILES = ("elementwise.cu", "layer_norm.cu", "attention.cu", "tokens.cu", "optimizer.cu")
+SLOW = 0.5  # seconds that compiling may take before its user is told; what CuPy finds on disk takes less
 STORAGE = {"float64": 64, "float32": 32, "bfloat16": 16}  # dtype name -> what the files are compiled for
 
 
@@ -44,5 +48,20 @@ class Kernels:
         if key not in self._modules:
             options = (f"-DSTORAGE={STORAGE[dtype_name]}", "-std=c++17", *options)
             module = self._cupy.RawModule(code=source(*files), options=options)
+            with announce_compilation():
+                module.compile()
             self._modules[key] = module
         return self._modules[key]
+
+
+@contextlib.contextmanager
+def announce_compilation():
+    """Within it, say what takes so long if it does."""
+    text = "compiling the GPU's kernels, once on this machine ..."
+    timer = threading.Timer(SLOW, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

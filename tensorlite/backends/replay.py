@@ -2,11 +2,8 @@
 
 import contextlib
 import gc
-import sys
-import threading
 
 WARM_UP = 3  # calls before the recording: kernels are compiled and loaded, and memory is at hand
-SLOW = 2.0  # seconds that the first call may take before its user is told why
 
 
 class Recorder:
@@ -17,9 +14,15 @@ class Recorder:
     """
 
     def __init__(self, cupy):
-        self._cuda = cupy.cuda
+        self._cuda, self._memory = cupy.cuda, []
         cupy.get_default_memory_pool().free_all_blocks()  # one pool cannot have what lies idle in another
-        self.stream, self._pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+        self.stream, self._pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool(self._allocate)
+
+    def _allocate(self, size: int):
+        """What the pool is made of. It is kept here: a pool short of memory gives back what lies idle, where graphs
+        still write."""
+        self._memory.append(self._cuda.Memory(size))
+        return self._cuda.MemoryPointer(self._memory[-1], 0)
 
     @contextlib.contextmanager
     def at_work(self):
@@ -62,28 +65,14 @@ class Replay:
         self._calls, self._graph = 0, None
 
     def __call__(self) -> None:
+        if self._recorder is None:
+            self._function()
+            return
         self._calls += 1
-        with announce_compilation() if self._calls == 1 else contextlib.nullcontext():
-            if self._recorder is None:
+        with self._recorder.at_work():
+            if self._calls <= WARM_UP:
                 self._function()
                 return
-            with self._recorder.at_work():
-                if self._calls <= WARM_UP:
-                    self._function()
-                    return
-                if self._graph is None:
-                    self._graph = self._recorder.record(self._function)
-                self._graph.launch(self._recorder.stream)
-
-
-@contextlib.contextmanager
-def announce_compilation():
-    """Within it, say what takes so long if it does."""
-    text = "the first step compiles the GPU's kernels; this takes a minute, once on a machine"
-    timer = threading.Timer(SLOW, lambda: print(text, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+            if self._graph is None:
+                self._graph = self._recorder.record(self._function)
+            self._graph.launch(self._recorder.stream)

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from tensorlite import random
 from tensorlite.backends import as_array, backend_of
 from tensorlite.ops.operands import broadcast_error, data, is_number, pair
@@ -196,9 +198,9 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
-    """x + dropout(branch, p, training) for two tensors of one shape, in one pass."""
+    """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
     x_data, b = data(x), data(branch)
-    if not training or p == 0.0 or x_data.shape != b.shape:
+    if not training or p == 0.0 or x_data.shape != b.shape or x_data.dtype != b.dtype:
         return add(x, dropout(branch, p, training))
     be = backend_of(x_data, b, op="add_dropout")
     y, keep, scale = be.draw_dropout(b, next_place(b.shape), p, x_data)
@@ -208,6 +210,8 @@ def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
     x_data = data(x)
+    if np.dtype(dtype).kind not in "fV":  # bfloat16 is a V to NumPy
+        raise TypeError(f"cast: expected a floating-point dtype, got {np.dtype(dtype)}")
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 

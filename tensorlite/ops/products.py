@@ -39,7 +39,10 @@ def matmul(a, b) -> Tensor:
 
 
 def linear(x, weight, bias=None) -> Tensor:
-    """x @ weight.T + bias: x (..., K), weight (N, K), bias (N,) or None -> (..., N), in x's dtype."""
+    """x @ weight.T + bias: x (..., K), weight (N, K), bias (N,) or None -> (..., N).
+
+    With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
+    """
     x_data, w, b = data(x), data(weight), data(bias)
     be = backend_of(x_data, w, b, op="linear")
     if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
@@ -47,7 +50,7 @@ def linear(x, weight, bias=None) -> Tensor:
             f"linear: expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
             f" and {None if b is None else b.shape}"
         )
-    if w.dtype != x_data.dtype:  # float32 weights of a model that computes in bfloat16
+    if w.dtype != x_data.dtype and x_data.dtype.name == "bfloat16":
         w = w.astype(x_data.dtype)
     need_x, has_bias = needs_grad(x), b is not None
 
