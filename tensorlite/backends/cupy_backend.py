@@ -1,8 +1,8 @@
 """The GPU backend: CuPy for arrays, cuBLAS for products, and kernels of our own (`cuda/*.cu`) for what a training step
 consists of besides. This is the only module that imports cupy.
 
-A kernel writes one array and computes in the precision of the dtype it is given, bfloat16 in float32. For other dtypes,
-and for arrays without elements, the portable version serves.
+A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes, and for arrays
+without elements, the portable version serves.
 """
 
 import contextlib
@@ -28,15 +28,20 @@ def kernel_method(method):
 
     @functools.wraps(method)
     def choose(self, x, *args, **kwargs):
-        chosen = method if x.dtype.name in STORAGE and x.size else portable
+        chosen = method if _has_kernels(x.dtype) and x.size else portable
         return chosen(self, x, *args, **kwargs)
 
     return choose
 
 
+@functools.cache  # a dtype takes a microsecond to say its name
+def _has_kernels(dtype) -> bool:
+    return dtype.name in STORAGE
+
+
 class CupyBackend(Backend):
     name = "cupy"
-    graph = True  # whether what is done again and again is recorded as a CUDA graph
+    graph = True
 
     def __init__(self, cupy, special, cublas):
         self.xp = cupy
@@ -343,6 +348,7 @@ class CupyBackend(Backend):
         return x if x.data.ptr % 16 == 0 else x.copy()
 
 
+@functools.cache
 def _real(dtype):
     """What a kernel computes in, and makes sums and weights' gradients of, for arrays of this dtype."""
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
