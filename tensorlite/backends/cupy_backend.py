@@ -1,8 +1,8 @@
 """The GPU backend: CuPy for arrays, cuBLAS for products, and kernels of our own (`cuda/*.cu`) for what a training step
 consists of besides. This is the only module that imports cupy.
 
-A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes, and for arrays
-without elements, the portable version serves.
+A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes, and for
+arrays without elements, the portable version serves.
 """
 
 import contextlib
