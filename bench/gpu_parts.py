@@ -25,6 +25,7 @@ from machine import gpu_facts, write_results
 from turns import ROOT, ask, preset_config, serve, start_worker, stop, time_queued_calls
 
 from gpt.config import Config
+from gpt.cpu_trainer import CPUTrainer
 from gpt.data import load_text, make_dataset
 from gpt.device import Device
 from gpt.device_trainer import DeviceTrainer
@@ -32,7 +33,6 @@ from gpt.errors import UserError
 from gpt.generate import sample_tokens
 from gpt.model import build_model
 from gpt.tokenizer import make_tokenizer
-from gpt.trainer import Trainer
 from tensorlite import BackendError, get_backend
 
 
@@ -115,7 +115,7 @@ def losses_and_norms(config: Config, dataset, device: Device, steps: int) -> np.
     """Those of the first steps, (steps, 2)."""
     model = device.place(build_model("gpt", config.gpt, config.train.seed))
     on_cpu = device.backend == "numpy"
-    trainer = (Trainer if on_cpu else DeviceTrainer)(model, dataset, config.train)
+    trainer = (CPUTrainer if on_cpu else DeviceTrainer)(model, dataset, config.train)
     with trainer:
         return np.array([[float(x) for x in trainer.train_step()] for _ in range(steps)])
 

@@ -258,11 +258,11 @@ def make_dataset(config: Config):
 
 
 def our_step(config: Config, args: argparse.Namespace):
+    from gpt.cpu_trainer import CPUTrainer
     from gpt.model import build_model
-    from gpt.trainer import Trainer
 
     model = build_model("gpt", config.gpt, config.train.seed)
-    trainer = Trainer(model, make_dataset(config), config.train, args.threads).__enter__()
+    trainer = CPUTrainer(model, make_dataset(config), config.train, args.threads).__enter__()
     return lambda: float(trainer.train_step()[0])
 
 

@@ -19,7 +19,7 @@ class DeviceTrainer(Trainer):
     """
 
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig):
-        super().__init__(model, dataset, config)
+        super().__init__(model, dataset, config, config.batch_size)
         backend, dtype = self.flat.backend, self.flat.data.dtype
         zeros = backend.shared_zeros
         self._tokens = backend.asarray(np.concatenate([dataset.train.tokens, dataset.val.tokens]))
@@ -29,18 +29,10 @@ class DeviceTrainer(Trainer):
         self._train_on_device = backend.replayable(self._train)
         self._evaluate_on_device = backend.replayable(self._evaluate_batch)
 
-    def __enter__(self) -> "DeviceTrainer":
-        return self
-
     def __exit__(self, *exc) -> None:
         self._train_on_device = self._evaluate_on_device = None  # the graphs, and a cycle of references through them
 
-    @property
-    def micro_batch_size(self) -> int:
-        return self.config.batch_size
-
     def train_step(self):
-        """As of any Trainer; the two are to be read before the next step."""
         optimizer, upload = self.optimizer, self.flat.backend.upload
         with hold_interrupts():
             upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))

@@ -6,6 +6,7 @@ from pathlib import Path
 import tensorlite as tl
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
 from gpt.config import Config
+from gpt.cpu_trainer import CPUTrainer
 from gpt.data import Dataset, Text, load_text, make_dataset, optima
 from gpt.device import Device
 from gpt.device_trainer import DeviceTrainer
@@ -39,7 +40,7 @@ class Session:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         interrupt_on_terminate()
         with self._trainer() as trainer:
-            self._introduce(trainer.threads)
+            self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
@@ -54,14 +55,14 @@ class Session:
     def _trainer(self) -> Trainer:
         what = self.model, self.dataset, self.config.train
         if self.device.backend == "numpy":
-            return Trainer(*what, self.device.cores)
+            return CPUTrainer(*what, self.device.cores)
         return DeviceTrainer(*what)
 
-    def _introduce(self, cores: int) -> None:
+    def _introduce(self, trainer: Trainer) -> None:
         data, train = self.dataset, self.config.train
         device = tl.backend_of(self.model.token_table.data).describe()
-        if self.device.backend == "numpy":
-            device += f" on {cores} core{'s' if cores > 1 else ''}"
+        if isinstance(trainer, CPUTrainer):
+            device += f" on {trainer.threads} core{'s' if trainer.threads > 1 else ''}"
         else:
             device += f" in {self.device.dtype}"
         print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")

@@ -20,9 +20,9 @@ from turns import preset_config
 
 import tensorlite.backends
 from gpt.config import Config, GPTConfig, TrainConfig
+from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
 from gpt.model import build_model
-from gpt.trainer import Trainer
 from tensorlite import Tensor
 
 MACHINE = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "numpy": "2.4", "blas": "openblas 0.3", "torch": "2.13"}
@@ -225,7 +225,7 @@ def test_both_sides_of_the_step_benchmark_take_the_same_steps(where, monkeypatch
     args = argparse.Namespace(**STEP_ARGS)
     theirs = train_step.torch_step(TINY, args) if where == "cpu" else train_step.torch_gpu_step(TINY, args, "cpu")
     model = build_model("gpt", TINY.gpt, TINY.train.seed)
-    with Trainer(model, train_step.make_dataset(TINY), TINY.train) as trainer:
+    with CPUTrainer(model, train_step.make_dataset(TINY), TINY.train) as trainer:
         ours = np.array([float(trainer.train_step()[0]) for _ in range(5)], np.float32)
     assert_close(np.array([float(theirs()) for _ in range(5)], np.float32), ours)
 

@@ -30,10 +30,11 @@ import gpt.loop
 import gpt.report
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.config import load_preset
+from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
 from gpt.errors import UserError
 from gpt.session import resume_session
-from gpt.trainer import Evaluation, Trainer
+from gpt.trainer import Evaluation
 
 pytestmark = pytest.mark.usefixtures("cwd")
 
@@ -179,7 +180,7 @@ def test_interrupt_while_saving_leaves_files_that_agree(session, copy, monkeypat
 def test_interrupt_after_divergence_saves_nothing(session, copy, monkeypatch):
     steps = iter([(math.nan, math.nan)])
     before = (copy / "last.safetensors").read_bytes()
-    monkeypatch.setattr(Trainer, "train_step", lambda _: next(steps, None) or signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(CPUTrainer, "train_step", lambda _: next(steps, None) or signal.raise_signal(signal.SIGINT))
     with pytest.raises(UserError, match="the loss became nan by step 20"):
         session.run()
     assert (copy / "last.safetensors").read_bytes() == before
@@ -192,7 +193,7 @@ def test_weights_that_diverged_are_not_saved(session, copy, monkeypatch):
         trainer.flat.data[0] = math.nan
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(CPUTrainer, "train_step", train_step)
     with pytest.raises(UserError, match="the weights became infinite or nan by step 20"):
         session.run()
     assert (copy / "last.safetensors").read_bytes() == before
@@ -200,7 +201,7 @@ def test_weights_that_diverged_are_not_saved(session, copy, monkeypatch):
 
 def test_evaluation_that_diverged_is_not_saved(session, copy, monkeypatch):
     before = (copy / "last.safetensors").read_bytes()
-    monkeypatch.setattr(Trainer, "evaluate", lambda *_: Evaluation(1.0, 0.1, math.inf, 0.1))
+    monkeypatch.setattr(CPUTrainer, "evaluate", lambda *_: Evaluation(1.0, 0.1, math.inf, 0.1))
     with pytest.raises(UserError, match="the loss became inf by step 24"):
         session.run()
     assert (copy / "last.safetensors").read_bytes() == before

@@ -14,13 +14,13 @@ from tolerances import assert_close
 import gpt.session
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, load_preset
+from gpt.cpu_trainer import CPUTrainer
 from gpt.data import Text, make_dataset
 from gpt.device import Device
 from gpt.device_trainer import DeviceTrainer
 from gpt.model import build_model
 from gpt.session import start_session
 from gpt.tokenizer import make_tokenizer
-from gpt.trainer import Trainer
 from tensorlite import backend_of, get_backend, gradcheck
 
 # Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
@@ -40,7 +40,7 @@ def test_every_op_is_that_of_numpy(case, dtype, cuda):
 
 def make_trainer(model, *args):
     on_device = backend_of(model.token_table.data).name == "cupy"
-    return (DeviceTrainer if on_device else Trainer)(model, *args)
+    return (DeviceTrainer if on_device else CPUTrainer)(model, *args)
 
 
 def trained(backend, steps: int = 4, dtype: str | None = None, shape=SHAPE, train=TRAIN):

@@ -12,11 +12,11 @@ from test_workers import needs_fork
 import gpt.trainer
 import gpt.workers
 from gpt.config import GPTConfig, TrainConfig
+from gpt.cpu_trainer import CPUTrainer
 from gpt.data import Text, make_dataset, random_blocks
 from gpt.interrupt import hold_interrupts, interrupt_on_terminate
 from gpt.model import build_model
 from gpt.tokenizer import make_tokenizer
-from gpt.trainer import Trainer
 from tensorlite import no_grad, random
 
 SOURCE = "".join(f"{i} and {i * i}\n" for i in range(200))
@@ -24,12 +24,12 @@ TEXT = Text(SOURCE, name="squares", source="squares")
 DATA = make_dataset(TEXT, make_tokenizer("char", SOURCE), block_size=8)
 
 
-def make(threads: int = 1, dtype=np.float32, dropout: float = 0.0, **options) -> Trainer:
+def make(threads: int = 1, dtype=np.float32, dropout: float = 0.0, **options) -> CPUTrainer:
     """A trainer of a tiny GPT; to be entered."""
     shape = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": dropout}
     model = build_model("gpt", GPTConfig(vocab_size=DATA.tokenizer.vocab_size, **shape), seed=1).to(dtype=dtype)
     settings = {"batch_size": 4, "micro_batch_size": 1, "eval_iters": 3, "learning_rate": 1e-2, "seed": 5}
-    return Trainer(model, DATA, TrainConfig(**settings | options), threads)
+    return CPUTrainer(model, DATA, TrainConfig(**settings | options), threads)
 
 
 def trained(steps: int = 4, evaluate_every: int = 0, **options) -> list[bytes]:
