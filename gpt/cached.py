@@ -32,7 +32,7 @@ class CachedGPT:
         be = reader.backend
         if T == 1:
             be.upload(reader.ids, ids)
-            be.upload(reader.position, [start])
+            be.upload(reader.position, start)
             self._read_one()
         else:
             reader(be.asarray(ids), slice(start, start + T))

@@ -36,7 +36,7 @@ class DeviceTrainer(Trainer):
         optimizer, upload = self.optimizer, self.flat.backend.upload
         with hold_interrupts():
             upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))
-            upload(self._step_number, [self.step])
+            upload(self._step_number, self.step)
             optimizer.lr = self.learning_rate(self.step)
             upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
             self._train_on_device()

@@ -311,10 +311,10 @@ class Backend:
         """Causal self-attention of one more token: qkv (B, 1, 3 H D) -> (B, 1, H D). Its keys and values go into
         cache (2, B, H, L, D) at `position`, an integer array (1,), up to which it then attends."""
         (_, B, H, _, D), position = cache.shape, int(position[0])  # noqa: N806
-        q, k, v = qkv.reshape(B, 3, H, D).swapaxes(0, 1)
-        cache[0, :, :, position], cache[1, :, :, position] = k, v
-        keys, values = cache[:, :, :, : position + 1]
-        weights = self.softmax(self.gemm(q[:, :, None] * scale, keys, trans_b=True))  # (B, H, 1, position + 1)
+        qkv = qkv.reshape(B, 3, H, 1, D).swapaxes(0, 1)
+        cache[:, :, :, position : position + 1] = qkv[1:]
+        q, (keys, values) = qkv[0], cache[:, :, :, : position + 1]
+        weights = self.softmax(self.gemm(q * scale, keys, trans_b=True))  # (B, H, 1, position + 1)
         return self.gemm(weights, values).reshape(B, 1, H * D)
 
     def _future(self, n_queries: int, n_keys: int, dtype):
