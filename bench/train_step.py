@@ -292,7 +292,7 @@ def product(config: Config, args: argparse.Namespace):
 def torch_step(config: Config, args: argparse.Namespace):
     import torch
 
-    from gpt.data import random_blocks
+    from gpt.data import random_starts
     from tensorlite import random
 
     torch.set_num_threads(args.threads)
@@ -302,7 +302,8 @@ def torch_step(config: Config, args: argparse.Namespace):
 
     def step():
         rng = random.generator(train.seed, random.BATCHES, update.done)
-        return update(*(torch.from_numpy(a) for a in random_blocks(dataset.train, rows, rng))).item()
+        x, y = dataset.train.block(random_starts(dataset.train, rows, rng))
+        return update(torch.from_numpy(x), torch.from_numpy(y)).item()
 
     return step
 
@@ -310,6 +311,7 @@ def torch_step(config: Config, args: argparse.Namespace):
 def torch_gpu_step(config: Config, args: argparse.Namespace, device: str = "cuda"):
     import torch
 
+    from gpt.data import random_starts
     from tensorlite import random
 
     torch.set_float32_matmul_precision("highest" if args.tf32 is False else "high")  # high: with TF32
@@ -319,7 +321,7 @@ def torch_gpu_step(config: Config, args: argparse.Namespace, device: str = "cuda
     update = TorchUpdate(config, args, device)
 
     def step():
-        starts = random.generator(train.seed, random.BATCHES, update.done).integers(split.num_blocks, size=rows)
+        starts = random_starts(split, rows, random.generator(train.seed, random.BATCHES, update.done))
         # From pinned memory, or the copy would wait for the device.
         index = torch.from_numpy(starts).pin_memory().to(device, non_blocking=True)[:, None] + offsets
         return update(tokens[index], tokens[index + 1])

@@ -6,8 +6,6 @@ half to the time of what they compute.
 
 import math
 
-import numpy as np
-
 import tensorlite as tl
 
 
@@ -49,8 +47,8 @@ class _Reader:
         self.backend = be = tl.backend_of(model.token_table.data)
         self.wte, self.wpe = parts.wte.weight.data, parts.wpe.weight.data
         self.dtype = model.compute_dtype or self.wte.dtype
-        self.ids, self.position = be.asarray(np.zeros((batch_size, 1), np.int64)), be.asarray(np.zeros(1, np.int64))
-        self.scores = be.asarray(np.zeros((batch_size, config.vocab_size), self.wte.dtype))
+        self.ids, self.position = (be.xp.zeros(shape, "int64") for shape in ((batch_size, 1), 1))
+        self.scores = be.xp.zeros((batch_size, config.vocab_size), self.wte.dtype)
         shape = (2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         layers = [layer for h in parts.h for layer in (h.attn.c_attn, h.attn.c_proj, h.mlp.c_fc, h.mlp.c_proj)]
         *linears, self.lm_head = _linears(be, [*layers, model.lm_head], self.dtype)

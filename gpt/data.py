@@ -188,11 +188,6 @@ def random_starts(split: Split, batch_size: int, rng: np.random.Generator) -> np
     return rng.integers(split.num_blocks, size=batch_size)
 
 
-def random_blocks(split: Split, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`split.block` of random starts."""
-    return split.block(random_starts(split, batch_size, rng))
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A text as tokens, split for training and validation."""

@@ -40,7 +40,7 @@ class HostReadError(AssertionError):
 # -- memory --
 
 _serials = itertools.count()
-_memory: dict[int, tuple] = {}  # address -> (weak reference to the owner of the bytes, guards included; serial number)
+_memory: dict[int, tuple] = {}  # address, of the first guard -> (weak reference to the owner; serial number; size)
 _addresses: list[int] = []  # of the above, in order
 
 
@@ -335,8 +335,6 @@ class RawKernel:
         limits = zip(grid, (2**31 - 1, 65535, 65535), strict=False)
         if not all(type(n) is int and 0 < n <= most for n, most in limits):
             raise MisuseError(f"{self.name}: a grid of {grid}")
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise MisuseError(f"{self.name}: {shared_mem} bytes of shared memory, {self.max_dynamic_shared_size_bytes}")
         values, arrays = [], []
         for i, x in enumerate(args):
             if hasattr(x, "inner"):

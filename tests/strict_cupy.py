@@ -8,7 +8,8 @@
     fresh memory  `empty` is full of NaN, or of the largest numbers, as CuPy's pool hands out memory used before
     recording     what strict_cuda.py says, CuPy's own products among it
 
-Scalar results are 0-d arrays, as CuPy's. What the stand-in cannot show: speed, and races between blocks.
+Scalar results are 0-d arrays, as CuPy's. What the stand-in cannot show: speed, races between blocks, and memory that a
+pool hands out again.
 """
 
 import json
@@ -242,8 +243,6 @@ class CUDARuntimeError(RuntimeError):
 
 class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory's."""
-
-    __module__ = "cupy.cuda.memory"
 
 
 runtime = types.SimpleNamespace(

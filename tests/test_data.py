@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpt.data
-from gpt.data import Split, Text, load_text, make_dataset, optima, random_blocks
+from gpt.data import Split, Text, load_text, make_dataset, optima, random_starts
 from gpt.errors import UserError
 from gpt.tokenizer import TOKENIZERS, ByteTokenizer, make_tokenizer
 
@@ -248,13 +248,14 @@ def test_blocks_never_cross_records(kind):
         assert (x[:, 0] == data.tokenizer.encode("a")).all()
 
 
-def test_random_blocks_reach_every_start_and_repeat_with_the_generator():
+def test_random_starts_reach_every_start_and_repeat_with_the_generator():
     split = Split(np.arange(10, dtype=np.uint8), block_size=4)
-    x, y = random_blocks(split, 500, np.random.default_rng(0))
+    starts = random_starts(split, 500, np.random.default_rng(0))
+    x, y = split.block(starts)
     assert x.shape == y.shape == (500, 4)
     assert (y == x + 1).all()
     assert set(x[:, 0]) == set(range(split.num_blocks))
-    np.testing.assert_array_equal(random_blocks(split, 500, np.random.default_rng(0))[0], x)
+    np.testing.assert_array_equal(random_starts(split, 500, np.random.default_rng(0)), starts)
 
 
 @pytest.mark.parametrize(

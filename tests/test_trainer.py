@@ -13,7 +13,7 @@ import gpt.trainer
 import gpt.workers
 from gpt.config import GPTConfig, TrainConfig
 from gpt.cpu_trainer import CPUTrainer
-from gpt.data import Text, make_dataset, random_blocks
+from gpt.data import Text, make_dataset, random_starts
 from gpt.interrupt import hold_interrupts, interrupt_on_terminate
 from gpt.model import build_model
 from gpt.tokenizer import make_tokenizer
@@ -177,7 +177,7 @@ def test_evaluation_is_the_mean_over_fixed_batches_with_its_standard_error():
         for call, (name, split) in enumerate((("train", DATA.train), ("val", DATA.val))):
             losses = []
             for i in range(3):
-                x, y = random_blocks(split, 5, random.generator(5, random.EVALUATION, step=i, call=call))
+                x, y = split.block(random_starts(split, 5, random.generator(5, random.EVALUATION, step=i, call=call)))
                 with no_grad():
                     losses.append(trainer.model(x, y)[1].item())
             mean = sum(losses) / 3

@@ -14,7 +14,7 @@ import numpy as np
 from tensorlite.backends.base import Backend, BackendError, dropout_scale
 from tensorlite.backends.cublas import Gemm
 from tensorlite.backends.flash import FlashAttention, Saved
-from tensorlite.backends.kernels import STORAGE, Kernels
+from tensorlite.backends.kernels import STORAGE, Kernels, null_pointers
 from tensorlite.backends.replay import Recorder, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
@@ -198,7 +198,8 @@ class CupyBackend(Backend):
         N = x.size // C  # noqa: N806
         y, (mean, rstd) = self.xp.empty(x.shape, x.dtype), (self.xp.empty(N, _real(x.dtype)) for _ in range(2))
         weight, bias = (self._contiguous(p, mean.dtype) for p in (weight, bias))
-        self._launch_rows("layer_norm", x, weight, bias, y, mean, rstd, N, C, float(eps))
+        args = x, weight, bias, y, mean, rstd, N, C, float(eps)
+        self._launch("layer_norm", x.dtype, (-(-N // (THREADS // WARP)),), THREADS, *args)
         return y, (x, mean, rstd)
 
     @kernel_method
@@ -307,8 +308,7 @@ class CupyBackend(Backend):
     # -- launching --
 
     def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args, shared: int = 0) -> None:
-        # CuPy takes no None: a null pointer is a 0.
-        function, args = self._kernels(kernel, dtype), tuple(0 if a is None else a for a in args)
+        function, args = self._kernels(kernel, dtype), null_pointers(args)
         if shared > SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = shared
         function(blocks, (threads,), args, shared_mem=shared)
@@ -322,11 +322,6 @@ class CupyBackend(Backend):
         y = self.xp.empty(x.shape, x.dtype)
         self._launch_packed(kernel, self._contiguous(x), *map(self._contiguous, others), y, x.size)
         return y
-
-    def _launch_rows(self, kernel: str, x, *args) -> None:
-        """A kernel whose warps take a row of x (..., C) each."""
-        rows = x.size // x.shape[-1]
-        self._launch(kernel, x.dtype, (-(-rows // (THREADS // WARP)),), THREADS, x, *args)
 
     def _launch_columns(self, kernel: str, scores, *args) -> None:
         """A kernel whose threads take a column of the scores (..., S, T) each; the last three of the arguments are

@@ -1,10 +1,11 @@
 """Attention that never writes its scores out, by the kernels of cuda/flash_attention.cu."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from tensorlite.backends.kernels import Kernels
+from tensorlite.backends.kernels import Kernels, null_pointers
 
 HEAD_DIMS = (32, 64, 128)
 LSE_MULTIPLE = 128  # to which the queries are rounded up in what is kept for the backward pass
@@ -29,6 +30,10 @@ class FlashAttention:
     def __init__(self, cupy, kernels: Kernels):
         self._cupy, self._kernels = cupy, kernels
 
+    @functools.cached_property
+    def _capable(self) -> bool:
+        return int(self._cupy.cuda.Device().compute_capability) >= 80
+
     def fits(self, *arrays) -> bool:
         """Whether there are kernels for these q, k, v, and y or gradients."""
         first = arrays[0]
@@ -37,7 +42,7 @@ class FlashAttention:
             and first.ndim == 4
             and first.shape[-1] in HEAD_DIMS
             and all(x.dtype == first.dtype and _aligned(x, first.shape[-1]) for x in arrays)
-            and int(self._cupy.cuda.Device().compute_capability) >= 80
+            and self._capable
         )
 
     def attention(self, q, k, v, causal: bool, scale: float, keep, keep_scale: float, out=None):
@@ -70,7 +75,8 @@ class FlashAttention:
         return gq, gk, gv
 
     def _launch(self, name: str, head_dim: int, blocks: tuple[int, int], shared: int, *args) -> None:
-        self._kernels.of_flash_attention(name, head_dim)(blocks, (THREADS,), args, shared_mem=shared)
+        kernel = self._kernels.of_flash_attention(name, head_dim)
+        kernel(blocks, (THREADS,), null_pointers(args), shared_mem=shared)
 
 
 def _aligned(x, head_dim: int) -> bool:
@@ -103,4 +109,4 @@ def _tensor(x) -> tuple:
 
 
 def _settings(keep, keep_scale, scale, causal, *sizes) -> tuple:
-    return (0 if keep is None else keep, float(keep_scale), float(scale), int(causal), *sizes)
+    return (keep, float(keep_scale), float(scale), int(causal), *sizes)

@@ -54,6 +54,11 @@ class Kernels:
         return self._modules[key]
 
 
+def null_pointers(args: tuple) -> tuple:
+    """A kernel's arguments as CuPy takes them, which knows no None: a null pointer is a 0."""
+    return tuple(0 if a is None else a for a in args)
+
+
 @contextlib.contextmanager
 def announce_compilation():
     """Within it, say what takes so long if it does."""

@@ -1,4 +1,4 @@
-// What every kernel file begins with: types, packs of elements, sums over warps and blocks, random numbers.
+// What every kernel file begins with: types, packs of elements, sums over warps and blocks.
 //
 // A file is compiled once for each type that arrays are stored in: STORAGE is 64 (double), 32 (float) or 16 (bfloat16).
 // Whole numbers come as long long and constants as double, which is how CuPy passes Python's; Real is what is computed.

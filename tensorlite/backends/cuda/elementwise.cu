@@ -92,6 +92,24 @@ __device__ inline Flags draw(Index block, Index seed, Index stream, const u64* s
     return kept;
 }
 
+// keep[start + k] = kept.item[k], for those in [0, n).
+__device__ inline void store_flags(bool* keep, Index start, Index n, const Flags& kept) {
+    if (start >= 0 && start % 16 == 0 && start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
+    #pragma unroll
+    for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
+}
+
+// y = x * kept * scale for the pack at i, plus the residual if there is one.
+__device__ inline void drop_pack(const Stored* x, const bool* kept, const Stored* residual, Stored* y, Index i, Index n,
+                                 Real scale) {
+    Pack a = load_pack(x, i, n), b = {};
+    if (residual) b = load_pack(residual, i, n);
+    #pragma unroll
+    for (int k = 0; k < PACK; k++)
+        a.item[k] = stored((i + k < n && kept[k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
+    store_pack(y, i, n, a);
+}
+
 // keep[i]: whether element first + i of the stream is kept. A thread takes the elements of one block. If causal, keep
 // is (..., S, T), keys down, and what a query does not see is left as it is.
 KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, const u64* step, Index call,
@@ -102,43 +120,22 @@ KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, 
         Index key = start / T % S, query = start % T;
         if (query + 16 <= T && query + 15 + S - T < key) return;
     }
-    Flags kept = draw(block, seed, stream, step, call, threshold);
-    if (start >= 0 && start % 16 == 0 && start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
-    #pragma unroll
-    for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
+    store_flags(keep, start, n, draw(block, seed, stream, step, call, threshold));
 }
 
-// y = x * keep * scale, plus the residual if there is one.
-KERNEL dropout(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index n, double scale_) {
+KERNEL dropout(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index n, double scale) {
     Index i = first_element(PACK);
-    if (i >= n) return;
-    Real scale = scale_;
-    Pack a = load_pack(x, i, n), b = {};
-    if (residual) b = load_pack(residual, i, n);
-    #pragma unroll
-    for (int k = 0; k < PACK; k++)
-        a.item[k] = stored((i + k < n && keep[i + k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
-    store_pack(y, i, n, a);
+    if (i < n) drop_pack(x, keep + i, residual, y, i, n, scale);
 }
 
 // Both at once: `first` is a multiple of 16.
 KERNEL draw_dropout(const Stored* x, const Stored* residual, Stored* y, bool* keep, Index n, Index first, Index seed,
-                    Index stream, const u64* step, Index call, Index threshold, double scale_) {
+                    Index stream, const u64* step, Index call, Index threshold, double scale) {
     Index start = first_element(16);
     if (start >= n) return;
-    Real scale = scale_;
     Flags kept = draw((first + start) / 16, seed, stream, step, call, threshold);
     #pragma unroll
-    for (int i = 0; i < 16; i += PACK) {
-        if (start + i >= n) break;
-        Pack a = load_pack(x, start + i, n), b = {};
-        if (residual) b = load_pack(residual, start + i, n);
-        #pragma unroll
-        for (int k = 0; k < PACK; k++)
-            a.item[k] = stored((kept.item[i + k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
-        store_pack(y, start + i, n, a);
-    }
-    if (start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
-    #pragma unroll
-    for (int k = 0; k < 16; k++) if (start + k < n) keep[start + k] = kept.item[k];
+    for (int i = 0; i < 16; i += PACK)
+        if (start + i < n) drop_pack(x, kept.item + i, residual, y, start + i, n, scale);
+    store_flags(keep, start, n, kept);
 }

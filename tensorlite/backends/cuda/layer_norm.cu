@@ -3,11 +3,9 @@
 //
 // y = xhat * weight + bias, xhat = (x - mean) * rstd, rstd = 1 / sqrt(variance + eps)
 
-__device__ inline Index row_of_warp() { return (Index)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; }
-
 KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight, const Real* __restrict__ bias,
                   Stored* __restrict__ y, Real* mean, Real* rstd, Index N, Index C, double eps) {
-    Index row = row_of_warp();
+    Index row = (Index)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     int lane = threadIdx.x % WARP;
     if (row >= N) return;
     x += row * C, y += row * C;
