@@ -16,7 +16,7 @@ class Tensor:
     dtype: convert to this dtype.
 
     `.data` is the bare array, `.grad` a bare array of the same shape and dtype, or None. The operators and the
-    methods (`x.sum()`, `x.reshape(...)`, ...) are the functions of `tensorlite.ops`. Comparison is by identity.
+    methods (`x.sum()`, `x.reshape(...)`, ...) are the functions of `tensorlite.ops`. Comparisons are element by element, hashes by identity.
     """
 
     __slots__ = ("data", "grad", "node", "__weakref__")

@@ -17,11 +17,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of tensorlite may import of the others.
 ARROWS = {
-    "autograd": set(),
+    "dtypes": set(),
     "random": set(),
-    "backends": {"backends", "random"},
+    "backends": {"backends", "dtypes", "random"},
+    "autograd": {"backends"},
     "tensor": {"autograd", "backends"},
-    "ops": {"ops", "tensor", "backends", "random"},
+    "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
     "nn": {"ops", "tensor", "backends", "random"},
     "optim": {"nn", "backends"},
     "gradcheck": {"autograd", "tensor", "backends"},

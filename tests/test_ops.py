@@ -154,7 +154,7 @@ def test_lists_become_float32_and_arrays_keep_their_dtype():
     "y",
     [
         X * 0.1, 0.1 * X, X / 3, 3 - X, X * math.sqrt(2), X * np.float32(2), np.float32(2) * X,
-        X * np.ones(3, np.float32), X**2.5, X.mean(), X.sum(), tl.masked_fill(X, True, 0.5), tl.where(True, X, 0.5),
+        X * np.ones(3, np.float32), X**2.5, X.mean(), X.sum(), tl.masked_fill(X, [True] * 3, 0.5), tl.where(X > 0, X, 0.5),
         tl.where([True, False], 1.0, 0.0), tl.exp(2.0), tl.dropout(X, 0.3), tl.layer_norm(X),
         tl.scaled_dot_product_attention(X, X, X, causal=True, dropout=0.3), tl.cross_entropy(X, [0, 1]), X[0, 0],
     ],
@@ -180,14 +180,6 @@ def test_numpy_functions_refuse_a_tensor():
     with pytest.raises(TypeError, match="requires grad"):
         np.asarray(Tensor([1.0], requires_grad=True))
     assert np.asarray(X).dtype == np.float32
-
-
-def test_linear_promotes_as_numpy_does():
-    w = Tensor(np.array([[0.5, 0.25, 0.75]]), requires_grad=True)
-    for x in ([[1, 2, 3]], [[True, False, True]], np.ones((1, 3), np.float32)):
-        y = tl.linear(np.array(x), w)
-        assert y.dtype == np.float64
-        np.testing.assert_array_equal(y.data, np.array(x) @ w.data.T)
 
 
 def test_cast_is_for_floating_point():
@@ -224,12 +216,12 @@ REFUSED = [
     (lambda: z(2, 3) - z(4), ValueError, "sub: shapes (2, 3) and (4,)"),
     (lambda: z(2, 3) * z(4), ValueError, "mul: shapes (2, 3) and (4,)"),
     (lambda: z(2, 3) / z(4), ValueError, "div: shapes (2, 3) and (4,)"),
-    (lambda: z(2) ** z(2), TypeError, "pow: the exponent must be a Python number, got Tensor"),
+    (lambda: z(2) ** z(2), TypeError, "pow: the exponent must be a number, got Tensor"),
     (lambda: z(2) + "a", TypeError, "expected numbers, got data of type <U1"),
     (lambda: z(2) + object(), TypeError, "expected numbers, got data of type object"),
-    (lambda: tl.where(IDS, z(2), z(2)), TypeError, "where: the condition must be boolean, got int64"),
+    (lambda: tl.where(IDS, z(2), z(2)), TypeError, "where: the condition must be an array of booleans, got int64"),
     (lambda: tl.where(IDS > 0, z(3), z(2)), ValueError, "where: shapes (2,), (3,) and (2,) do not broadcast"),
-    (lambda: z(2).masked_fill(IDS, 0.0), TypeError, "masked_fill: the mask must be boolean, got int64"),
+    (lambda: z(2).masked_fill(IDS, 0.0), TypeError, "masked_fill: the mask must be an array of booleans, got int64"),
     (lambda: z(3).masked_fill(IDS > 0, 0), ValueError, "masked_fill: a mask of shape (2,) does not broadcast to (3,)"),
     (lambda: z(3).masked_fill([[True]], 0), ValueError, "a mask of shape (1, 1) does not broadcast to (3,)"),
     (lambda: z(2).gelu("erf"), ValueError, "gelu: approximate must be \"none\" or \"tanh\", got 'erf'"),
@@ -247,7 +239,6 @@ REFUSED = [
     (lambda: z(2, 3).max((0, 5)), ValueError, "max: axis 5 is out of range for a tensor of 2 axes"),
     (lambda: z(2, 3).sum((1, -1)), ValueError, "sum: an axis is named twice in (1, -1)"),
     (lambda: z(2, 3).sum(0.5), TypeError, "sum: axis must be None, an int or a tuple of ints, got 0.5"),
-    (lambda: z(0, 3).mean(0), ValueError, "mean: nothing to average in shape (0, 3)"),
     (lambda: z(0, 3).max(0), ValueError, "max: nothing to compare in shape (0, 3)"),
     (lambda: z(2).softmax(1), ValueError, "softmax: axis 1 is out of range for a tensor of 1 axes"),
     (lambda: z(2).log_softmax(1), ValueError, "log_softmax: axis 1 is out of range for a tensor of 1 axes"),
@@ -336,8 +327,8 @@ MIXED = {
     "sub": lambda x, f: f - x,
     "mul": lambda x, f: x * f,
     "div": lambda x, f: f / x,
-    "where": lambda x, f: tl.where(True, x, f),
-    "masked_fill": lambda x, f: f.masked_fill(True, 0.0),
+    "where": lambda x, f: tl.where([True], x, f),
+    "masked_fill": lambda x, f: f.masked_fill(x > 0, 0.0),
     "matmul": lambda x, f: x @ f,
     "linear": lambda x, f: tl.linear(f, x),
     "concatenate": lambda x, f: tl.concatenate([x, x, f]),

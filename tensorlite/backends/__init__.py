@@ -7,6 +7,7 @@ import numpy as np
 
 from tensorlite.backends.base import Backend, BackendError
 from tensorlite.backends.numpy_backend import NumpyBackend
+from tensorlite.dtypes import FLOAT32, FLOAT64, KINDS, known
 
 __all__ = [
     "BACKENDS",
@@ -71,12 +72,19 @@ def backend_of(*arrays, op: str = "op") -> Backend:
 
 
 def as_array(data, dtype=None):
-    """`data` as an array of a known backend. Python floats become float32, the dtype everything here computes in."""
-    if type(data) in _by_type:
-        return data if dtype is None or data.dtype == dtype else data.astype(dtype)
-    array = np.asarray(data, dtype)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"expected numbers, got data of type {array.dtype}")
-    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
-        array = array.astype(np.float32)
-    return array
+    """`data` as an array of a known backend, which it stays if it is one. Python's floats become float32, the dtype
+    everything here computes in; NumPy's keep theirs, also in lists. TypeError for dtypes that no op computes in."""
+    if type(data) not in _by_type:
+        array = np.asarray(data, dtype)
+        if dtype is None and array.dtype == FLOAT64 and not _holds_numpy(data):
+            dtype = FLOAT32
+        data = array
+    if dtype is None and data.dtype in KINDS:
+        return data
+    dtype = known(data.dtype if dtype is None else dtype)
+    return data if data.dtype == dtype else data.astype(dtype)
+
+
+def _holds_numpy(data) -> bool:
+    """Whether there are NumPy's numbers or arrays in it, and not only Python's."""
+    return any(map(_holds_numpy, data)) if isinstance(data, list | tuple) else hasattr(data, "dtype")

@@ -24,6 +24,11 @@ def dropout_scale(threshold: int) -> float:
     return 65536 / (65536 - threshold) if threshold < 65536 else 0.0
 
 
+def as_rows(x):
+    """x (..., C) as a matrix (N, C), also where C is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 class Backend:
     """The arrays of one library on one kind of device, and every kernel that an op calls, in its portable version."""
 
@@ -83,6 +88,10 @@ class Backend:
         Only where reading the values back is free. On a device an id that is none gives any row, or a loss of NaN.
         """
 
+    def select(self, x, keep):
+        """x where the booleans `keep` hold, else 0, whatever x is there: infinity times 0 would be NaN."""
+        return self.xp.where(keep, x, 0).astype(x.dtype, copy=False)
+
     # -- products --
 
     def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None, accumulate: bool = False):
@@ -99,20 +108,27 @@ class Backend:
 
     def linear(self, x, w, b):
         """x (..., K) @ w.T + b for w (N, K) and b (N,) or None, as one product: (..., N)."""
-        y = self.gemm(x.reshape(-1, w.shape[1]), w, trans_b=True)
+        y = self.gemm(as_rows(x), w, trans_b=True)
         if b is not None:
             y += b
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     def linear_vjp(self, gy, x, w, has_bias: bool, need_gx: bool):
         """gx = gy @ w, gw = gy.T @ x, gb = the sum of gy over all rows."""
-        gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+        gy2, x2 = as_rows(gy), as_rows(x)
         gx = self.gemm(gy2, w).reshape(x.shape) if need_gx else None
         return gx, self.gemm(gy2, x2, trans_a=True), self.sum_rows(gy2) if has_bias else None
 
     def sum_rows(self, x):
         """The sum over the rows of x (N, C): (C,)."""
-        return x.sum(axis=0)
+        return self.sum(x, (0,))
+
+    def sum(self, x, axes: tuple[int, ...], keepdims: bool = False):
+        """The sum over these axes, rounded once: a dtype's rounding would add up with the number of terms. Of integers
+        and booleans it is an int64."""
+        wide = {"bfloat16": np.float32, "float32": np.float64, "float64": np.float64}.get(x.dtype.name)
+        total = x.sum(axis=axes, dtype=wide or np.int64, keepdims=keepdims)
+        return total.astype(x.dtype, copy=False) if wide else total
 
     # -- activations --
 
@@ -125,8 +141,8 @@ class Backend:
         return self.xp.maximum(x, 0)
 
     def relu_vjp(self, gy, y):
-        """gx = gy where y > 0."""
-        return gy * (y > 0)
+        """gx = gy, but 0 where y is 0; a NaN passes its gradient on."""
+        return self.select(gy, ~(y <= 0))
 
     def gelu(self, x, need_grad: bool):
         """(y, saved) of y = x * Phi(x), Phi the normal distribution function; saved is None without `need_grad`.
@@ -170,8 +186,8 @@ class Backend:
         return keep, dropout_scale(threshold)
 
     def dropout(self, x, keep, scale: float, residual=None):
-        """x * keep * scale, plus the residual if there is one."""
-        y = x * keep
+        """x * scale where it is kept and else 0, plus the residual if there is one."""
+        y = self.select(x, keep)
         y *= scale
         if residual is not None:
             y += residual
@@ -186,6 +202,8 @@ class Backend:
 
     def softmax(self, x, axis: int = -1):
         """exp(x) / sum(exp(x)) along `axis`, shifted by the maximum so that nothing overflows."""
+        if not x.size:
+            return x.copy()
         y = self.xp.exp(x - x.max(axis=axis, keepdims=True))
         y /= y.sum(axis=axis, keepdims=True)
         return y
@@ -198,6 +216,8 @@ class Backend:
 
     def log_softmax(self, x, axis: int = -1):
         """x - log(sum(exp(x))) along `axis`."""
+        if not x.size:
+            return x.copy()
         y = x - x.max(axis=axis, keepdims=True)
         y -= self.xp.log(self.xp.exp(y).sum(axis=axis, keepdims=True))
         return y
@@ -207,9 +227,14 @@ class Backend:
         return gy - self.xp.exp(y) * gy.sum(axis=axis, keepdims=True)
 
     def layer_norm(self, x, weight, bias, eps: float):
-        """(y, saved) of y = xhat * weight + bias, xhat = (x - mean) * rstd over the last axis; saved: xhat, rstd."""
-        xhat = x - x.mean(axis=-1, keepdims=True)
-        rstd = 1.0 / self.xp.sqrt((xhat * xhat).mean(axis=-1, keepdims=True) + eps)
+        """(y, saved) of y = xhat * weight + bias, xhat = (x - mean) * rstd over the last axis; saved: xhat, rstd.
+
+        Counted from the row's first element: that difference is exact where the numbers are near each other, however
+        far from 0, and a row of equal numbers gives 0.
+        """
+        xhat = x - x[..., :1]
+        xhat -= _row_means(xhat)
+        rstd = 1.0 / self.xp.sqrt(_row_means(xhat * xhat) + eps)
         xhat *= rstd
         y = xhat if weight is None else xhat * weight
         return y if bias is None else y + bias, (xhat, rstd)
@@ -218,12 +243,11 @@ class Backend:
         """With g = gy * weight:
         gx = rstd * (g - mean(g) - xhat * mean(g * xhat)), gweight = sum(gy * xhat), gbias = sum(gy)."""
         xhat, rstd = saved
-        rows = tuple(range(gy.ndim - 1))
-        gweight = (gy * xhat).sum(axis=rows) if weight is not None else None
-        gbias = gy.sum(axis=rows) if has_bias else None
+        gweight = self.sum_rows(as_rows(gy * xhat)) if weight is not None else None
+        gbias = self.sum_rows(as_rows(gy)) if has_bias else None
         g = gy if weight is None else gy * weight
-        gx = g - g.mean(axis=-1, keepdims=True)
-        gx -= xhat * (g * xhat).mean(axis=-1, keepdims=True)
+        gx = g - _row_means(g)
+        gx -= xhat * _row_means(g * xhat)
         gx *= rstd
         return gx, gweight, gbias
 
@@ -235,10 +259,10 @@ class Backend:
         return weight[ids]
 
     def embedding_vjp(self, gy, ids, rows: int):
-        """gweight (rows, C): the sum of the rows of gy that used each row of the table, as a product with the
-        one-hot matrix of ids, so that the order of the sum is fixed."""
-        onehot = ids.reshape(-1, 1) == self.xp.arange(rows)
-        return self.gemm(onehot.astype(gy.dtype), gy.reshape(-1, gy.shape[-1]), trans_a=True)
+        """gweight (rows, C): the sum of the rows of gy that used each row of the table."""
+        gweight = self.xp.zeros((rows, gy.shape[-1]), gy.dtype)
+        self.index_add(gweight, ids, gy)
+        return gweight
 
     def gather_blocks(self, tokens, starts, length: int):
         """tokens[start : start + length] and the same one token later, for each of `starts` (B,): int64 (B, length)."""
@@ -255,6 +279,8 @@ class Backend:
         A row whose target is `ignore_index` has loss 0.
         """
         self.check_ids(targets, logits.shape[1], "cross_entropy", ignore_index)
+        if not logits.size:
+            return self.xp.zeros(len(targets), logits.dtype), logits
         valid = targets != ignore_index
         rows, at = self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)
         shifted = logits - logits.max(axis=1, keepdims=True)
@@ -267,8 +293,10 @@ class Backend:
     def cross_entropy_vjp(self, gy, saved, targets, ignore_index: int):
         """glogits = (softmax(logits) - onehot(targets)) * gy for gy (N,) or (1,), zero in the rows that are ignored."""
         probs, valid = saved, targets != ignore_index
-        gy = (gy * valid).astype(probs.dtype, copy=False)
-        glogits = probs * gy[:, None]
+        if not probs.size:
+            return probs
+        gy = self.select(gy.astype(probs.dtype, copy=False), valid)
+        glogits = self.select(probs * gy[:, None], valid[:, None])
         glogits[self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)] -= gy
         return glogits
 
@@ -281,16 +309,14 @@ class Backend:
         causal: query t sees keys 0 .. t + S - T. keep: dropout's booleans (..., S, T), or None.
         saved: what attention_vjp needs beside its other arguments; here the probabilities, before and after dropout.
         """
-        probs = self.gemm(q, k, trans_b=True)
-        probs *= scale
+        scores = self.gemm(q, k, trans_b=True)
+        scores *= scale
         if causal:
-            probs += self._future(*probs.shape[-2:], probs.dtype)
-        probs -= probs.max(axis=-1, keepdims=True)
-        self.xp.exp(probs, out=probs)
-        probs /= probs.sum(axis=-1, keepdims=True)
+            scores = self.xp.where(self._future(*scores.shape[-2:]), -math.inf, scores).astype(scores.dtype, copy=False)
+        probs = self.softmax(scores)
         dropped = probs
         if keep is not None:
-            dropped = probs * keep.swapaxes(-1, -2)
+            dropped = self.select(probs, keep.swapaxes(-1, -2))
             dropped *= keep_scale
         return self.gemm(dropped, v, out=out), (probs, dropped)
 
@@ -317,17 +343,16 @@ class Backend:
         weights = self.softmax(self.gemm(q * scale, keys, trans_b=True))  # (B, H, 1, position + 1)
         return self.gemm(weights, values).reshape(B, 1, H * D)
 
-    def _future(self, n_queries: int, n_keys: int, dtype):
-        """(T, S): -inf where a query would see a later key, else 0; the last query sees the last key."""
+    def _future(self, n_queries: int, n_keys: int):
+        """(T, S): whether a query would see a later key; the last query sees the last key."""
         queries = self.xp.arange(n_queries)[:, None] + (n_keys - n_queries)
-        later = self.xp.arange(n_keys)[None, :] > queries
-        return self.xp.where(later, -math.inf, 0.0).astype(dtype)
+        return self.xp.arange(n_keys)[None, :] > queries
 
     # -- the optimiser, on flat buffers --
 
     def l2_norm(self, x):
         """The Euclidean norm of a flat array, as a 0-d array that stays on the device."""
-        return self.xp.sqrt(self.xp.dot(x, x))
+        return self.xp.sqrt(self.sum(x * x, (0,)))
 
     def clip_factor(self, norm, max_norm: float):
         """min(1, max_norm / norm), which gradients of this norm are to be multiplied by: 0-d, stays on the device."""
@@ -352,3 +377,8 @@ class Backend:
         update *= scaled_lr
         p *= 1 - lr * decay
         p -= update
+
+
+def _row_means(x):
+    """The mean of each row, (..., 1); of a row without elements 0."""
+    return x.sum(axis=-1, keepdims=True) / max(1, x.shape[-1])

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from tensorlite.backends.base import Backend
+from tensorlite.backends.base import Backend, as_rows
 
 # The upper tail of the normal distribution, 1 - Phi(z) = exp(-z^2 / 2) * Q(1 / (1 + R z)) for z >= 0 with a
 # polynomial Q (the form of Abramowitz & Stegun 7.1.26). R and Q, highest power first, were fitted to minimise the
@@ -25,6 +25,14 @@ _MALLOC_SETTINGS = ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20))
 _EXP_RANGE = 60.0
 
 _SIGN_BIT = np.int32(-(2**31))
+_BITS = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}  # as wide as the numbers
+
+# Rows that a product with ones adds up one after the other: its rounding grows with their number, to some 4e-7.
+_ROWS_AT_A_TIME = 32
+
+# Terms of a dot product, and ids of a one-hot product, that are added up in their own precision.
+_TERMS_AT_A_TIME = 1024
+_IDS_AT_A_TIME = 512
 
 
 class NumpyBackend(Backend):
@@ -68,6 +76,20 @@ class NumpyBackend(Backend):
         if accumulate:
             return super().gemm(a, b, trans_a, trans_b, out, accumulate)
         return np.matmul(a.mT if trans_a else a, b.mT if trans_b else b, out=out)
+
+    def select(self, x, keep):
+        bits = _BITS.get(x.dtype)  # a mask of -1 and 0 over the numbers' bits; np.where takes eight times as long
+        if bits is None:
+            return super().select(x, keep)
+        return np.asarray(np.bitwise_and(x.view(bits), np.negative(keep.view(np.int8)))).view(x.dtype)
+
+    def sum(self, x, axes, keepdims=False):
+        n = len(axes)
+        if not (x.dtype in _BITS and 0 < n < x.ndim and axes == tuple(range(n)) and x.flags.c_contiguous):
+            return super().sum(x, axes, keepdims)
+        lead, rest = x.shape[:n], x.shape[n:]
+        total = _column_sums(x.reshape(math.prod(lead), math.prod(rest)))
+        return total.reshape(((1,) * n if keepdims else ()) + rest)
 
     def sum_rows(self, x):
         return _column_sums(x)
@@ -114,12 +136,12 @@ class NumpyBackend(Backend):
         gx *= y
         return gx
 
-    # Of a single row, as in sampling, these two take half the time. Its mean and deviation are Python numbers, and need
-    # no broadcasting. Its product with a large matrix waits for memory, which one dot product per row of the matrix
-    # reads twice as fast as BLAS's own product does; a small matrix is in the cache.
+    # Of a single row, as in sampling, these two take half the time. Its mean and deviation are numbers, and need no
+    # broadcasting. Its product with a large matrix waits for memory, which one dot product per row of the matrix reads
+    # twice as fast as BLAS's own product does; a small matrix is in the cache.
 
     def linear(self, x, w, b):
-        if x.size != w.shape[1]:
+        if math.prod(x.shape[:-1]) != 1:
             return super().linear(x, w, b)
         y = (np.vecdot if w.shape[1] >= 256 else np.dot)(w, x.reshape(-1))
         if b is not None:
@@ -128,18 +150,20 @@ class NumpyBackend(Backend):
 
     def layer_norm(self, x, weight, bias, eps):
         C = x.shape[-1]  # noqa: N806
-        if x.size == C:
+        if x.size == C > 0:
             row = x.reshape(C)
-            xhat = row - np.add.reduce(row) / C
-            rstd = 1.0 / math.sqrt(np.dot(xhat, xhat) / C + eps)
+            xhat = row - row[0]
+            xhat -= np.add.reduce(xhat) / C
+            rstd = 1 / np.sqrt(np.dot(xhat, xhat) / C + eps)
             xhat *= rstd
             y = xhat if weight is None else xhat * weight
             if bias is not None:
                 y = y + bias
             return y.reshape(x.shape), (xhat.reshape(x.shape), rstd)
-        xhat = x - _row_sums(x) / C
+        xhat = x - x[..., :1]
+        xhat -= _row_sums(xhat) / max(1, C)
         rstd = _row_dots(xhat, xhat)
-        rstd /= C
+        rstd /= max(1, C)
         rstd += eps
         np.sqrt(rstd, out=rstd)
         np.reciprocal(rstd, out=rstd)
@@ -150,9 +174,9 @@ class NumpyBackend(Backend):
         return y, (xhat, rstd)
 
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
-        (xhat, rstd), C = saved, gy.shape[-1]  # noqa: N806
-        gweight = None if weight is None else _column_sums((gy * xhat).reshape(-1, C))
-        gbias = _column_sums(gy.reshape(-1, C)) if has_bias else None
+        (xhat, rstd), C = saved, max(1, gy.shape[-1])  # noqa: N806
+        gweight = None if weight is None else _column_sums(as_rows(gy * xhat))
+        gbias = _column_sums(as_rows(gy)) if has_bias else None
         gx = gy * (1.0 if weight is None else weight)
         along = _row_dots(gx, xhat)
         along /= C
@@ -172,15 +196,16 @@ class NumpyBackend(Backend):
         saved = []
         for rows, seen in _query_blocks(q.shape[-2], k.shape[-2], causal):
             probs = np.matmul(k[..., :seen, :], q_down[..., rows])
-            shift = max(probs.max(initial=0.0), -probs.min(initial=0.0)) > _EXP_RANGE
+            in_range = max(probs.max(initial=0.0), -probs.min(initial=0.0)) <= _EXP_RANGE  # and none of them a NaN
             if causal:
                 n = rows.stop - rows.start
-                probs[..., seen - n :, :] += _later_keys(n, probs.dtype)
-            if shift:
-                probs -= probs.max(axis=-2, keepdims=True)
+                latest, later = probs[..., seen - n :, :], _later_keys(n, probs.dtype)
+                latest[...] = latest + later if in_range else np.where(later == 0, latest, later)
+            if not in_range:
+                probs -= probs.max(axis=-2, keepdims=True, initial=-math.inf)
             np.exp(probs, out=probs)
-            probs *= np.reciprocal(_sum_over_keys(probs))
-            kept = probs if keep is None else probs * keep[..., :seen, rows]
+            probs /= _sum_over_keys(probs)
+            kept = probs if keep is None else self.select(probs, keep[..., :seen, rows])
             block = np.matmul(kept.swapaxes(-1, -2), v[..., :seen, :], out=y[..., rows, :])
             if keep is not None:
                 block *= keep_scale
@@ -206,20 +231,29 @@ class NumpyBackend(Backend):
         return gq, gk, gv
 
     def embedding_vjp(self, gy, ids, rows):
-        if rows <= 512:  # a one-hot product is the fastest for a small table
-            return super().embedding_vjp(gy, ids, rows)
-        order = np.argsort(ids, axis=None, kind="stable")
-        used, starts = np.unique(ids.reshape(-1)[order], return_index=True)
+        ids, gy = ids.reshape(-1), as_rows(gy)
+        if rows <= 512:  # products with one-hot matrices are the fastest for a small table
+            gweight = _one_hot_sums(gy, ids, rows)
+            if np.isfinite(gweight).all():  # or else 0 * inf has spread a NaN
+                return gweight
+        order = np.argsort(ids, kind="stable")
+        used, starts = np.unique(ids[order], return_index=True)
         gweight = np.zeros((rows, gy.shape[-1]), gy.dtype)
         if used.size:
-            gweight[used] = np.add.reduceat(gy.reshape(-1, gy.shape[-1])[order], starts, axis=0)
+            gweight[used] = np.add.reduceat(gy[order], starts, axis=0, dtype=np.float64)
         return gweight
+
+    def l2_norm(self, x):
+        whole = x.size // _TERMS_AT_A_TIME * _TERMS_AT_A_TIME
+        parts = x[:whole].reshape(-1, _TERMS_AT_A_TIME)
+        squares = np.vecdot(parts, parts).sum(dtype=np.float64) + np.dot(x[whole:], x[whole:])
+        return np.sqrt(squares).astype(x.dtype)
 
 
 def _query_blocks(n_queries: int, n_keys: int, causal: bool):
     """(slice of queries, how many keys the last of them sees), block by block."""
-    size = max(32, n_queries // 8) if causal else n_queries  # found by measurement
-    for start in range(0, n_queries, size):
+    size = max(32, n_queries // 8) if causal else max(1, n_queries)  # found by measurement
+    for start in range(0, max(1, n_queries), size):  # without queries one block without any, so that gradients are 0
         stop = min(start + size, n_queries)
         yield slice(start, stop), stop + n_keys - n_queries if causal else n_keys
 
@@ -252,7 +286,25 @@ def _row_sums(x):
 
 def _column_sums(x):
     """The sum over the rows of x (N, C), (C,)."""
+    if x.shape[0] > _ROWS_AT_A_TIME:
+        n, C = x.shape[0] // _ROWS_AT_A_TIME, x.shape[1]  # noqa: N806
+        whole = n * _ROWS_AT_A_TIME
+        sums = np.matmul(_ones(_ROWS_AT_A_TIME, x.dtype), x[:whole].reshape(_ROWS_AT_A_TIME, n * C)).reshape(n, C)
+        x = sums if whole == x.shape[0] else np.concatenate((sums, x[whole:]))
+    if x.shape[0] > _ROWS_AT_A_TIME:
+        return x.sum(axis=0, dtype=np.float64).astype(x.dtype)
     return np.matmul(_ones(x.shape[0], x.dtype), x)[0]
+
+
+@np.errstate(invalid="ignore")
+def _one_hot_sums(gy, ids, rows: int):
+    """The sums of the rows of gy (N, C) that belong to each of the ids (N,) below `rows`, (rows, C)."""
+    total = np.zeros((rows, gy.shape[1]), np.float64) if len(ids) > _IDS_AT_A_TIME else 0
+    for start in range(0, max(1, len(ids)), _IDS_AT_A_TIME):
+        part = slice(start, start + _IDS_AT_A_TIME)
+        one_hot = (ids[part, None] == np.arange(rows)).astype(gy.dtype)
+        total += np.matmul(one_hot.T, gy[part])
+    return total.astype(gy.dtype, copy=False)
 
 
 def _row_dots(x, y):

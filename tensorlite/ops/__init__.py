@@ -25,6 +25,7 @@ from tensorlite.ops.elementwise import (
     where,
 )
 from tensorlite.ops.normalization import layer_norm, log_softmax, softmax
+from tensorlite.ops.operators import comparison, in_place, logic
 from tensorlite.ops.products import linear, matmul
 from tensorlite.ops.reductions import max, mean, sum
 from tensorlite.ops.shape import concatenate, getitem, permute, reshape, split, transpose
@@ -49,8 +50,20 @@ _OPERATORS = {
     "__rmatmul__": lambda a, b: matmul(b, a),
 }  # fmt: skip
 
+_IN_PLACE = {
+    "__iadd__": add, "__isub__": sub, "__imul__": mul, "__itruediv__": div, "__ipow__": pow, "__imatmul__": matmul,
+}  # fmt: skip
+
 for _op in _METHODS:
     setattr(Tensor, _op.__name__, _op)
 for _name, _op in _OPERATORS.items():
     setattr(Tensor, _name, _op)
+for _name, _op in _IN_PLACE.items():
+    setattr(Tensor, _name, in_place(_op))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):  # a tensor's hash stays that of its identity
+    setattr(Tensor, f"__{_name}__", comparison(_name))
+for _name in ("and_", "or_", "xor"):
+    for _side in ("", "r"):
+        setattr(Tensor, f"__{_side}{_name.strip('_')}__", logic(_name))
+Tensor.__invert__ = logic("invert")
 Tensor.T = property(transpose)

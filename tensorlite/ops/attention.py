@@ -4,7 +4,7 @@ import math
 
 from tensorlite.backends import backend_of
 from tensorlite.ops.elementwise import next_place
-from tensorlite.ops.operands import data
+from tensorlite.ops.operands import of_one_dtype, real_data
 from tensorlite.tensor import Tensor, record
 
 
@@ -19,10 +19,10 @@ def scaled_dot_product_attention(
     dropout: probability of dropping a weight, drawn from the current `random.scope`.
     scale: 1 / sqrt(D) if None.
     """
-    q_data, k_data, v_data = data(q), data(k), data(v)
+    q_data, k_data, v_data = of_one_dtype("scaled_dot_product_attention", ("q", "k", "v"), q, k, v, real=True)
     be = backend_of(q_data, k_data, v_data, op="scaled_dot_product_attention")
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
-    scale = 1.0 / math.sqrt(q_data.shape[-1]) if scale is None else scale
+    scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else scale
     keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout, causal)
     y, saved = be.attention(q_data, k_data, v_data, causal, scale, keep, keep_scale)
 
@@ -38,7 +38,7 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
     The last axis holds the queries, keys and values of all heads in turn, each C = n_head * D long. The same as
     splitting, `scaled_dot_product_attention` and joining the heads, without a copy of either.
     """
-    x = data(qkv)
+    x = real_data(qkv, "self_attention")
     be = backend_of(x)
     if x.ndim != 3 or n_head < 1 or x.shape[-1] % (3 * n_head):
         raise ValueError(f"self_attention: expected qkv (B, T, 3 C) with C a multiple of {n_head} heads, got {x.shape}")

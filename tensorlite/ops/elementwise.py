@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from tensorlite import random
-from tensorlite.backends import as_array, backend_of
-from tensorlite.ops.operands import broadcast_error, data, is_number, pair
+from tensorlite.backends import backend_of
+from tensorlite.dtypes import FLOAT, KINDS, known
+from tensorlite.ops.operands import broadcast_error, data, mask_of, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
 
 
@@ -57,7 +58,7 @@ def mul(a, b) -> Tensor:
 
 def div(a, b) -> Tensor:
     """a / b.  ga = gy / b, gb = -gy * (a / b) / b."""
-    x, y = pair(a, b, "div")
+    x, y = pair(a, b, "div", real=True)
     try:
         out = x / y
     except ValueError:
@@ -73,61 +74,65 @@ def div(a, b) -> Tensor:
 
 def neg(x) -> Tensor:
     """-x."""
-    return record(-data(x), (x,), lambda gy: (-gy,))
+    return record(-data(x, "neg"), (x,), lambda gy: (-gy,))
 
 
 def pow(x, exponent: float) -> Tensor:  # noqa: A001 - the field's name; Python's own is not used here
     """x ** exponent for a constant exponent.  gx = gy * exponent * x ** (exponent - 1)."""
+    if isinstance(exponent, np.generic):
+        exponent = exponent.item()
     if not isinstance(exponent, int | float):
-        raise TypeError(f"pow: the exponent must be a Python number, got {type(exponent).__name__}")
-    x_data = data(x)
+        raise TypeError(f"pow: the exponent must be a number, got {type(exponent).__name__}")
+    x_data = (real_data if isinstance(exponent, float) else data)(x, "pow")
 
     def vjp(gy):
-        return (gy * (exponent * _power(x_data, exponent - 1)),) if exponent else (None,)
+        return (gy * (exponent * _power(x_data, exponent - 1)) if exponent else backend_of(gy).xp.zeros_like(gy),)
 
     return record(_power(x_data, exponent), (x,), vjp)
 
 
 def _power(x, exponent):
-    # NumPy's general power is a hundred times slower than a product.
-    if exponent in (1, 2, 3, 4):
+    # NumPy's general power is a hundred times slower than a product. It turns bfloat16 into float32.
+    if exponent == 1:
+        return x.copy()
+    if exponent in (2, 3, 4):
         out = x
         for _ in range(int(exponent) - 1):
             out = out * x
         return out
-    return x**exponent
+    return (x**exponent).astype(x.dtype, copy=False)
 
 
 def exp(x) -> Tensor:
     """e ** x.  gx = gy * y."""
-    x_data = data(x)
+    x_data = real_data(x, "exp")
     y = backend_of(x_data).xp.exp(x_data)
     return record(y, (x,), lambda gy: (gy * y,))
 
 
 def log(x) -> Tensor:
     """The natural logarithm.  gx = gy / x."""
-    x_data = data(x)
+    x_data = real_data(x, "log")
     return record(backend_of(x_data).xp.log(x_data), (x,), lambda gy: (gy / x_data,))
 
 
 def sqrt(x) -> Tensor:
     """The square root.  gx = gy / (2 y)."""
-    x_data = data(x)
+    x_data = real_data(x, "sqrt")
     y = backend_of(x_data).xp.sqrt(x_data)
     return record(y, (x,), lambda gy: (gy / (2.0 * y),))
 
 
 def tanh(x) -> Tensor:
     """The hyperbolic tangent.  gx = gy * (1 - y^2)."""
-    x_data = data(x)
+    x_data = real_data(x, "tanh")
     y = backend_of(x_data).xp.tanh(x_data)
     return record(y, (x,), lambda gy: (gy * (1.0 - y * y),))
 
 
 def relu(x) -> Tensor:
-    """max(x, 0).  gx = gy where y > 0; 0 at the kink, as is usual."""
-    x_data = data(x)
+    """max(x, 0).  gx = gy, but 0 where y is 0, at the kink too, as is usual."""
+    x_data = data(x, "relu")
     be = backend_of(x_data)
     y = be.relu(x_data)
     return record(y, (x,), lambda gy: (be.relu_vjp(gy, y),))
@@ -138,7 +143,7 @@ def gelu(x, approximate: str = "none") -> Tensor:
 
     approximate: "none" for the exact form with erf, "tanh" for GPT-2's approximation.
     """
-    x_data = data(x)
+    x_data = real_data(x, "gelu")
     be = backend_of(x_data)
     kernels = {"none": (be.gelu, be.gelu_vjp), "tanh": (be.gelu_tanh, be.gelu_tanh_vjp)}
     if approximate not in kernels:
@@ -150,30 +155,24 @@ def gelu(x, approximate: str = "none") -> Tensor:
 
 def where(condition, a, b) -> Tensor:
     """a where `condition` holds, else b. The condition is a constant, an array or Tensor of booleans."""
-    cond, (x, y) = data(condition), pair(a, b, "where")
-    if cond.dtype.kind != "b":
-        raise TypeError(f"where: the condition must be boolean, got {cond.dtype}")
+    cond, (x, y) = mask_of(condition, "where", "condition"), pair(a, b, "where")
     be = backend_of(cond, x, y, op="where")
-    if is_number(x) and is_number(y):
-        x = be.asarray(as_array(x))  # float32: two Python numbers would become float64
     try:
         out = be.xp.where(cond, x, y)
     except ValueError:
         raise ValueError(f"where: shapes {cond.shape}, {_shape(x)} and {_shape(y)} do not broadcast") from None
-
     need_a, need_b = needs_grad(a), needs_grad(b)
+    cond = cond.copy() if need_a or need_b else None
 
-    def vjp(gy):  # selected and not multiplied: inf * 0 is nan
-        return be.xp.where(cond, gy, 0) if need_a else None, be.xp.where(cond, 0, gy) if need_b else None
+    def vjp(gy):
+        return be.select(gy, cond) if need_a else None, be.select(gy, ~cond) if need_b else None
 
     return record(out, (a, b), vjp)
 
 
 def masked_fill(x, mask, value: float) -> Tensor:
     """x with the constant `value` wherever `mask` (boolean, broadcast to x's shape) holds."""
-    x_data, m = data(x), data(mask)
-    if m.dtype.kind != "b":
-        raise TypeError(f"masked_fill: the mask must be boolean, got {m.dtype}")
+    x_data, m = data(x, "masked_fill"), mask_of(mask, "masked_fill", "mask")
     be = backend_of(x_data, m, op="masked_fill")
     try:
         be.xp.broadcast_to(m, x_data.shape)
@@ -183,15 +182,16 @@ def masked_fill(x, mask, value: float) -> Tensor:
 
 
 def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
+    """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014). Where nothing is
+    to be dropped, the result is x itself.
 
     The mask is a function of the current `random.scope` and of how many draws were made in it before.
     """
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be from 0 to 1, got {p}")
+    x_data = real_data(x, "dropout")
     if not training or p == 0.0:
-        return x if isinstance(x, Tensor) else Tensor(x)
-    x_data = data(x)
+        return x if isinstance(x, Tensor) and x.data is x_data else Tensor(x_data)
     be = backend_of(x_data)
     y, keep, scale = be.draw_dropout(x_data, next_place(x_data.shape), p)
     return record(y, (x,), lambda gy: (be.dropout(gy, keep, scale),))
@@ -199,7 +199,7 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
 
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
     """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
-    x_data, b = data(x), data(branch)
+    x_data, b = data(x, "add_dropout"), data(branch, "add_dropout")
     if not training or p == 0.0 or x_data.shape != b.shape or x_data.dtype != b.dtype:
         return add(x, dropout(branch, p, training))
     be = backend_of(x_data, b, op="add_dropout")
@@ -209,9 +209,9 @@ def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
 
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
-    x_data = data(x)
-    if np.dtype(dtype).kind not in "fV":  # bfloat16 is a V to NumPy
-        raise TypeError(f"cast: expected a floating-point dtype, got {np.dtype(dtype)}")
+    x_data, dtype = data(x, "cast"), known(dtype)
+    if KINDS[dtype] != FLOAT:
+        raise TypeError(f"cast: expected a floating-point dtype, got {dtype}")
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 

@@ -1,13 +1,13 @@
 """Softmax, log-softmax and layer norm."""
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import data, normalize_axes
+from tensorlite.ops.operands import normalize_axes, of_one_dtype, real_data
 from tensorlite.tensor import Tensor, record
 
 
 def softmax(x, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
-    x_data = data(x)
+    x_data = real_data(x, "softmax")
     be = backend_of(x_data)
     (axis,) = normalize_axes((axis,), x_data.ndim, "softmax")
     y = be.softmax(x_data, axis)
@@ -16,7 +16,7 @@ def softmax(x, axis: int = -1) -> Tensor:
 
 def log_softmax(x, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
-    x_data = data(x)
+    x_data = real_data(x, "log_softmax")
     be = backend_of(x_data)
     (axis,) = normalize_axes((axis,), x_data.ndim, "log_softmax")
     y = be.log_softmax(x_data, axis)
@@ -28,7 +28,7 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
 
     rstd = 1 / sqrt(variance + eps) with the biased variance.
     """
-    x_data, w, b = data(x), data(weight), data(bias)
+    x_data, w, b = of_one_dtype("layer_norm", ("x", "weight", "bias"), x, weight, bias, real=True, mixed=True)
     be = backend_of(x_data, w, b, op="layer_norm")
     normalize_axes(-1, x_data.ndim, "layer_norm")
     for name, p in (("weight", w), ("bias", b)):

@@ -1,34 +1,112 @@
-"""What every op does first: take the arrays out of its inputs, and say clearly what is wrong with them."""
+"""What every op does first: take the arrays out of its inputs, in the dtype they meet in, and say clearly what is wrong
+with them. `tensorlite.dtypes` holds the rule."""
 
 from operator import index
 
+import numpy as np
+
 from tensorlite.backends import as_array, backend_of
+from tensorlite.dtypes import BOOLEAN, FLOAT, FLOAT32, FLOAT64, INTEGER, KINDS, common
 from tensorlite.tensor import Tensor
 
+_NUMBER_KINDS = {bool: BOOLEAN, int: INTEGER, float: FLOAT}
+_WITH_NUMBERS = FLOAT32, FLOAT64  # a Python number keeps arrays of these as they are; bfloat16 it would widen
 
-def data(x):
+
+def data(x, op: str):
     """The bare array of a Tensor; numbers and lists as arrays; None as it is."""
     if isinstance(x, Tensor):
         return x.data
-    return None if x is None else as_array(x)
+    try:
+        return None if x is None else as_array(x)
+    except TypeError as error:
+        raise TypeError(f"{op}: {error}") from None
 
 
-def is_number(x) -> bool:
-    return isinstance(x, (int, float))
+def real_data(x, op: str):
+    """As `data`, for a function of real numbers: integers and booleans become float32."""
+    array = data(x, op)
+    return array if KINDS[array.dtype] == FLOAT else array.astype(FLOAT32)
 
 
-def constant(x):
-    """As `data`, but a Python number stays one: it takes the dtype of the array it meets."""
-    return x if is_number(x) else data(x)
+def pair(a, b, op: str, real: bool = False):
+    """The arrays of two operands in the dtype they meet in, which must be on one device; a Python number stays one where
+    the array it meets keeps its dtype. real: integers become float32."""
+    x = a.data if isinstance(a, Tensor) else a
+    y = b.data if isinstance(b, Tensor) else b
+    if type(x) is type(y):
+        if (x is not a or y is not b) and x.dtype is y.dtype and (not real or KINDS[x.dtype] == FLOAT):
+            return x, y
+    elif (type(y) in _NUMBER_KINDS and x is not a and x.dtype in _WITH_NUMBERS) or (
+        type(x) in _NUMBER_KINDS and y is not b and y.dtype in _WITH_NUMBERS
+    ):
+        return x, y
+    return align((x, y), op, real)
 
 
-def pair(a, b, op: str):
-    """The arrays of two operands, which must be on one device."""
-    x = a.data if isinstance(a, Tensor) else constant(a)
-    y = b.data if isinstance(b, Tensor) else constant(b)
-    if type(x) is not type(y):
-        backend_of(x, y, op=op)
-    return x, y
+def align(operands, op: str, real: bool = False) -> list:
+    """As `pair`, for any number of operands; lists come to the device of the arrays."""
+    values, arrays, kinds = [], [], [FLOAT] if real else []
+    try:
+        for x in operands:
+            x = x.data if isinstance(x, Tensor) else x
+            if isinstance(x, np.generic):
+                x = x.item()
+            if type(x) in _NUMBER_KINDS:
+                kinds.append(_NUMBER_KINDS[type(x)])
+            elif isinstance(x, list | tuple):
+                kinds.append(KINDS[as_array(x).dtype])
+            else:
+                x = as_array(x)
+                arrays.append(x)
+            values.append(x)
+        dtype = common(arrays, kinds)
+    except TypeError as error:
+        raise TypeError(f"{op}: {error}") from None
+    be = backend_of(*arrays, op=op)
+
+    def in_dtype(x):
+        if isinstance(x, list | tuple):
+            return be.asarray(x, dtype)
+        if type(x) in _NUMBER_KINDS:
+            return x if arrays and dtype.name != "bfloat16" else be.xp.full((), x, dtype)
+        return x if x.dtype == dtype else x.astype(dtype)
+
+    return [in_dtype(x) for x in values]
+
+
+def of_one_dtype(op: str, names: tuple[str, ...], *operands, real: bool = False, mixed: bool = False) -> list:
+    """The arrays of the operands of a product or a layer, which must share one floating-point dtype; None stays.
+    Integers take the dtype of the floats beside them.
+
+    real: where all are integers, they become float32. mixed: float32 goes with a first operand in bfloat16.
+    """
+    arrays = [x.data if isinstance(x, Tensor) else data(x, op) for x in operands]
+    dtype = arrays[0].dtype
+    for array in arrays:
+        if array is not None and array.dtype is not dtype:
+            return _settle(op, names, operands, arrays, real, mixed)
+    return [a if a is None else a.astype(FLOAT32) for a in arrays] if real and KINDS[dtype] != FLOAT else arrays
+
+
+def _settle(op: str, names: tuple[str, ...], operands, arrays: list, real: bool, mixed: bool) -> list:
+    """What `of_one_dtype` makes of arrays of several dtypes."""
+    weak = [_is_weak(x) for x in operands]
+    given = {n: a.dtype for n, a, w in zip(names, arrays, weak, strict=True) if a is not None and not w}
+    floats = {str(dtype) for dtype in given.values() if KINDS[dtype] == FLOAT}
+    if mixed and floats == {"bfloat16", "float32"} and arrays[0].dtype.name == "bfloat16":
+        return arrays
+    if len(floats) > 1:
+        what = ", ".join(f"{name} is {dtype}" for name, dtype in given.items())
+        raise TypeError(f"{op}: {what}; a product or layer takes one floating-point dtype: use cast, or Module.to")
+    present = [i for i, a in enumerate(arrays) if a is not None]
+    settled = iter(align([operands[i] if weak[i] else arrays[i] for i in present], op, real))
+    return [None if a is None else data(next(settled), op) for a in arrays]
+
+
+def _is_weak(x) -> bool:
+    """Whether x takes the dtype of what it meets: a number, or a list."""
+    return isinstance(x, list | tuple | np.generic) or type(x) in _NUMBER_KINDS
 
 
 def broadcast_error(op: str, x, y) -> ValueError:
@@ -39,7 +117,7 @@ def broadcast_error(op: str, x, y) -> ValueError:
 
 def ids_of(x, op: str):
     """The integer array in x, which holds token ids or class numbers."""
-    ids = data(x)
+    ids = data(x, op)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{op}: expected integers, got {ids.dtype}")
     return ids
@@ -59,3 +137,12 @@ def normalize_axes(axis, ndim: int, op: str) -> tuple[int, ...]:
     if len(set(axes)) != len(axes):
         raise ValueError(f"{op}: an axis is named twice in {axis}")
     return axes
+
+
+def mask_of(x, op: str, what: str):
+    """The array of booleans in x. Python's True and False are none: what came of a comparison that compared nothing."""
+    mask = None if isinstance(x, bool) else data(x, op)
+    if mask is None or mask.dtype.kind != "b":
+        got = mask.dtype if mask is not None else f"Python's {x}"
+        raise TypeError(f"{op}: the {what} must be an array of booleans, got {got}")
+    return mask

@@ -1,7 +1,8 @@
 """Matrix products."""
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import data
+from tensorlite.backends.base import as_rows
+from tensorlite.ops.operands import of_one_dtype
 from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, needs_grad, record
 
@@ -11,7 +12,7 @@ def matmul(a, b) -> Tensor:
 
     ga = gy @ b.T, gb = a.T @ gy.
     """
-    x, y = data(a), data(b)
+    x, y = of_one_dtype("matmul", ("a", "b"), a, b)
     be = backend_of(x, y, op="matmul")
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else -1]:
         raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
@@ -32,7 +33,7 @@ def matmul(a, b) -> Tensor:
         if not need_b:
             return ga, None
         if x.ndim > y.ndim == 2:  # one product over all rows, instead of one per leading index and a sum
-            return ga, be.gemm(x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1]), trans_a=True)
+            return ga, be.gemm(as_rows(x), as_rows(gy), trans_a=True)
         return ga, be.gemm(x, gy, trans_a=True)
 
     return record(out, (a, b), vjp)
@@ -43,14 +44,14 @@ def linear(x, weight, bias=None) -> Tensor:
 
     With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
     """
-    x_data, w, b = data(x), data(weight), data(bias)
+    x_data, w, b = of_one_dtype("linear", ("x", "weight", "bias"), x, weight, bias, mixed=True)
     be = backend_of(x_data, w, b, op="linear")
     if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
         raise ValueError(
             f"linear: expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
             f" and {None if b is None else b.shape}"
         )
-    if w.dtype != x_data.dtype and x_data.dtype.name == "bfloat16":
+    if w.dtype != x_data.dtype:
         w = w.astype(x_data.dtype)
     need_x, has_bias = needs_grad(x), b is not None
 

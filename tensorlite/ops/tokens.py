@@ -1,8 +1,9 @@
 """The two ends of a language model: looking tokens up, and scoring predictions of them."""
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import data, ids_of
-from tensorlite.tensor import Tensor, record
+from tensorlite.backends.base import as_rows
+from tensorlite.ops.operands import data, ids_of, real_data
+from tensorlite.tensor import Tensor, needs_grad, record
 
 
 def embedding(ids, weight) -> Tensor:
@@ -10,12 +11,13 @@ def embedding(ids, weight) -> Tensor:
 
     The gradient of a row is the sum over its uses, in a fixed order. An id outside [0, V) is an IndexError on the CPU.
     """
-    ids, w = ids_of(ids, "embedding"), data(weight)
+    ids, w = ids_of(ids, "embedding"), data(weight, "embedding")
     be = backend_of(ids, w, op="embedding")
     if w.ndim != 2:
         raise ValueError(f"embedding: the table must have shape (V, C), got {w.shape}")
-    rows = w.shape[0]
-    return record(be.embedding(ids, w), (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
+    rows, y = w.shape[0], be.embedding(ids, w)
+    ids = ids.copy() if needs_grad(weight) else None
+    return record(y, (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
 
 
 def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
@@ -24,7 +26,7 @@ def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "m
     ignore_index: targets of this value count for nothing, neither in the sum nor in the mean.
     reduction: "mean" over the targets that count (0 if there are none), "sum", or "none" for each: shape (...).
     """
-    logits_data, targets = data(logits), ids_of(targets, "cross_entropy")
+    logits_data, targets = real_data(logits, "cross_entropy"), ids_of(targets, "cross_entropy")
     be = backend_of(logits_data, targets, op="cross_entropy")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}')
@@ -33,16 +35,16 @@ def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "m
             f"cross_entropy: expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}"
         )
     shape = logits_data.shape
-    flat = targets.reshape(-1)
-    losses, saved = be.cross_entropy(logits_data.reshape(-1, shape[-1]), flat, ignore_index)
+    flat = targets.reshape(-1).copy() if needs_grad(logits) else targets.reshape(-1)
+    losses, saved = be.cross_entropy(as_rows(logits_data), flat, ignore_index)
     if reduction == "none":
         out, weight = losses.reshape(targets.shape), 1.0
     elif reduction == "sum":
-        out, weight = losses.sum(), 1.0
+        out, weight = be.sum(losses, (0,)), 1.0
     else:
         counted = (flat != ignore_index).sum()
         weight = 1.0 / be.xp.maximum(counted, 1).astype(losses.dtype)
-        out = losses.sum() * weight
+        out = be.sum(losses, (0,)) * weight
 
     def vjp(gy):
         return (be.cross_entropy_vjp(gy.reshape(-1) * weight, saved, flat, ignore_index).reshape(shape),)
