@@ -5,6 +5,7 @@ import numpy as np
 from tensorlite import autograd
 from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
+from tensorlite.dtypes import KINDS
 
 
 class Tensor:
@@ -126,7 +127,9 @@ def record(data, parents: tuple, vjp) -> Tensor:
         close over arrays and shapes, never over a Tensor, and must not write into `gy` or into any input.
     """
     out = object.__new__(Tensor)
-    out.data = data = as_array(data)  # NumPy turns 0-d results into scalars
+    if type(data) is not np.ndarray or data.dtype not in KINDS:  # NumPy turns 0-d results into scalars
+        data = as_array(data)
+    out.data = data
     out.grad = out.node = None
     if mode.recording:
         nodes = []

@@ -21,7 +21,7 @@ ARROWS = {
     "random": set(),
     "backends": {"backends", "dtypes", "random"},
     "autograd": {"backends"},
-    "tensor": {"autograd", "backends"},
+    "tensor": {"autograd", "backends", "dtypes"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
     "nn": {"ops", "tensor", "backends", "random"},
     "optim": {"nn", "backends"},

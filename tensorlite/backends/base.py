@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from tensorlite import random
+from tensorlite.dtypes import FLOAT, FLOAT32, FLOAT64, KINDS
 
 
 class BackendError(RuntimeError):
@@ -26,7 +27,8 @@ def dropout_scale(threshold: int) -> float:
 
 def as_rows(x):
     """x (..., C) as a matrix (N, C), also where C is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    C = x.shape[-1]  # noqa: N806
+    return x.reshape(-1, C) if C else x.reshape(math.prod(x.shape[:-1]), 0)
 
 
 class Backend:
@@ -126,9 +128,10 @@ class Backend:
     def sum(self, x, axes: tuple[int, ...], keepdims: bool = False):
         """The sum over these axes, rounded once: a dtype's rounding would add up with the number of terms. Of integers
         and booleans it is an int64."""
-        wide = {"bfloat16": np.float32, "float32": np.float64, "float64": np.float64}.get(x.dtype.name)
-        total = x.sum(axis=axes, dtype=wide or np.int64, keepdims=keepdims)
-        return total.astype(x.dtype, copy=False) if wide else total
+        if KINDS[x.dtype] != FLOAT:
+            return x.sum(axis=axes, dtype=np.int64, keepdims=keepdims)
+        wide = FLOAT64 if x.dtype in (FLOAT32, FLOAT64) else FLOAT32
+        return x.sum(axis=axes, dtype=wide, keepdims=keepdims).astype(x.dtype, copy=False)
 
     # -- activations --
 

@@ -81,15 +81,18 @@ class NumpyBackend(Backend):
         bits = _BITS.get(x.dtype)  # a mask of -1 and 0 over the numbers' bits; np.where takes eight times as long
         if bits is None:
             return super().select(x, keep)
-        return np.asarray(np.bitwise_and(x.view(bits), np.negative(keep.view(np.int8)))).view(x.dtype)
+        return np.bitwise_and(x.view(bits), np.negative(keep.view(np.int8))).view(x.dtype)
 
     def sum(self, x, axes, keepdims=False):
-        n = len(axes)
-        if not (x.dtype in _BITS and 0 < n < x.ndim and axes == tuple(range(n)) and x.flags.c_contiguous):
+        if x.dtype not in _BITS:
             return super().sum(x, axes, keepdims)
-        lead, rest = x.shape[:n], x.shape[n:]
+        lead, rest = x.shape[: len(axes)], x.shape[len(axes) :]
+        if math.prod([x.shape[a] for a in axes]) <= _ROWS_AT_A_TIME:
+            return x.sum(axis=axes, keepdims=keepdims)
+        if not (rest and axes == tuple(range(len(lead))) and x.flags.c_contiguous):
+            return super().sum(x, axes, keepdims)
         total = _column_sums(x.reshape(math.prod(lead), math.prod(rest)))
-        return total.reshape(((1,) * n if keepdims else ()) + rest)
+        return total.reshape((*(1,) * len(lead), *rest) if keepdims else rest)
 
     def sum_rows(self, x):
         return _column_sums(x)
@@ -141,7 +144,7 @@ class NumpyBackend(Backend):
     # twice as fast as BLAS's own product does; a small matrix is in the cache.
 
     def linear(self, x, w, b):
-        if math.prod(x.shape[:-1]) != 1:
+        if x.size != w.shape[1] or not x.size:
             return super().linear(x, w, b)
         y = (np.vecdot if w.shape[1] >= 256 else np.dot)(w, x.reshape(-1))
         if b is not None:

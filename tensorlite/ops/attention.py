@@ -20,7 +20,7 @@ def scaled_dot_product_attention(
     scale: 1 / sqrt(D) if None.
     """
     q_data, k_data, v_data = of_one_dtype("scaled_dot_product_attention", ("q", "k", "v"), q, k, v, real=True)
-    be = backend_of(q_data, k_data, v_data, op="scaled_dot_product_attention")
+    be = backend_of(q_data)
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
     scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else scale
     keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout, causal)

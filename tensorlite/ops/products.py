@@ -2,7 +2,7 @@
 
 from tensorlite.backends import backend_of
 from tensorlite.backends.base import as_rows
-from tensorlite.ops.operands import of_one_dtype
+from tensorlite.ops.operands import factors, of_one_dtype
 from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, needs_grad, record
 
@@ -12,8 +12,8 @@ def matmul(a, b) -> Tensor:
 
     ga = gy @ b.T, gb = a.T @ gy.
     """
-    x, y = of_one_dtype("matmul", ("a", "b"), a, b)
-    be = backend_of(x, y, op="matmul")
+    x, y = factors(a, b, "matmul")
+    be = backend_of(x)
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else -1]:
         raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
     if x.ndim == 1:
@@ -45,7 +45,7 @@ def linear(x, weight, bias=None) -> Tensor:
     With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
     """
     x_data, w, b = of_one_dtype("linear", ("x", "weight", "bias"), x, weight, bias, mixed=True)
-    be = backend_of(x_data, w, b, op="linear")
+    be = backend_of(x_data)
     if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
         raise ValueError(
             f"linear: expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
