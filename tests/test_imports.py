@@ -17,8 +17,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of tensorlite may import of the others.
 ARROWS = {
-    "autograd": set(),
-    "random": set(),
+    "decorators": set(),
+    "autograd": {"decorators"},
+    "random": {"decorators"},
     "backends": {"backends", "random"},
     "tensor": {"autograd", "backends"},
     "ops": {"ops", "tensor", "backends", "random"},
