@@ -89,6 +89,26 @@ class Tensor:
         """The same array without its history."""
         return Tensor(self.data)
 
+    def __getstate__(self) -> tuple:
+        """What copy and pickle keep of a leaf. Its node is its own: the copy gets another."""
+        if not self.is_leaf:
+            raise RuntimeError(f"copy: an op's result ({self.node.op}) is bound to its graph; detach() it first")
+        attributes, slots = super().__getstate__()  # attributes: of a subclass that has some
+        return backend_of(self.data), attributes, slots | {"node": self.requires_grad}
+
+    def __setstate__(self, state: tuple) -> None:
+        _, attributes, slots = state  # the backend is there to be loaded before an array of it is used
+        for name, value in {**(attributes or {}), **slots}.items():
+            setattr(self, name, value)
+        self.node = Node.for_leaf(self) if self.node else None
+
+    def __copy__(self) -> "Tensor":
+        """A leaf of its own on the same array, without a gradient."""
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        twin.grad = None
+        return twin
+
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad:
             raise TypeError("a tensor that requires grad does not become an array by itself: use .numpy() or .data")

@@ -24,7 +24,7 @@ ARROWS = {
     "tensor": {"autograd", "backends"},
     "ops": {"ops", "tensor", "backends", "random"},
     "nn": {"ops", "tensor", "backends", "random"},
-    "optim": {"nn", "backends"},
+    "optim": {"nn", "tensor", "backends"},
     "gradcheck": {"autograd", "tensor", "backends"},
     "doctor": {"doctor"},  # of the others the public names only
 }

@@ -525,6 +525,10 @@ def test_gradients_from_anywhere_are_taken_over():
         (lambda p: AdamW([p, p]), "given twice"),
         (lambda p: AdamW([{"params": [p]}, {"params": [p]}]), "given twice"),
         (lambda p: AdamW([p, Parameter(np.ones(2))]), "must share one dtype, got float32, float64"),
+        (lambda p: AdamW([p * 2.0]), "an op's result receives no gradient"),
+        (lambda p: AdamW([*p]), "an op's result receives no gradient"),
+        (lambda p: AdamW([p, Tensor(np.ones(2, np.float32))]), "does not require grad receives no gradient"),
+        (lambda p: AdamW([{"params": [Tensor([1.0])]}]), "does not require grad receives no gradient.*; leave it out"),
     ],
 )
 def test_parameters_that_do_not_fit_one_buffer(make, said):
@@ -662,6 +666,61 @@ def test_groups_take_any_iterable(wrap):
     p.grad = np.ones(3, np.float32)
     AdamW([{"params": wrap([p]), "weight_decay": 0.0}], lr=0.5).step()
     np.testing.assert_allclose(p.data, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: (p for p in model.parameters()),
+        lambda model: model.named_parameters().values(),
+        lambda model: tuple(model.parameters()),
+        lambda model: ({"params": (p for p in [q])} for q in model.parameters()),
+        lambda model: decay_groups((p for p in model.parameters()), 0.0),
+        lambda model: [Tensor(p.data, requires_grad=True) for p in model.parameters()],
+    ],
+)
+def test_every_parameter_is_trained_whatever_it_is_given_in(make):
+    model = nn.Linear(3, 2)
+    optimizer = AdamW(make(model), lr=0.5, weight_decay=0.0)
+    assert optimizer.flat.data.size == 8
+    before = optimizer.flat.data.copy()
+    for p in optimizer.flat.parameters:
+        tl.sum(p).backward()
+    optimizer.step()
+    np.testing.assert_allclose(optimizer.flat.data, before - 0.5, rtol=1e-5)
+
+
+ITERABLE = r"^expected a list of Parameters, as model.parameters\(\) gives, got a {}$"
+GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have params$"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda model: AdamW(model), ITERABLE.format("Linear")),
+        (lambda model: AdamW(model.weight), ITERABLE.format("Parameter")),
+        (lambda model: AdamW(model.named_parameters()), ITERABLE.format("dict")),
+        (lambda model: AdamW({"params": model.parameters()}), ITERABLE.format("dict")),
+        (lambda model: AdamW(set(model.parameters())), ITERABLE.format("set")),
+        (lambda model: AdamW([{"params": model.weight}]), ITERABLE.format("Parameter")),
+        (lambda model: AdamW([{"params": model}]), ITERABLE.format("Linear")),
+        (lambda model: FlatBuffer(model), ITERABLE.format("Linear")),
+        (lambda model: decay_groups(model, 0.1), ITERABLE.format("Linear")),
+        (lambda model: decay_groups(model.weight, 0.1), ITERABLE.format("Parameter")),
+        (lambda model: AdamW([model.weight, {"params": [model.bias]}]), GROUPS),
+        (lambda model: AdamW([{"params": [model.bias]}, model.weight]), GROUPS),
+        (lambda model: AdamW([{"weight_decay": 0.1}]), GROUPS),
+        (lambda model: AdamW(["weight"]), "^FlatBuffer: expected Parameters, got a str$"),
+        (lambda model: AdamW([model]), "^FlatBuffer: expected Parameters, got a Linear$"),
+        (lambda model: AdamW([model.weight.data]), "^FlatBuffer: expected Parameters, got a ndarray$"),
+    ],
+)
+def test_what_is_no_list_of_parameters_is_refused(make, said):
+    model = nn.Linear(3, 2)
+    before = model.weight.data
+    with pytest.raises(TypeError, match=said):
+        make(model)
+    assert model.weight.data is before
 
 
 def test_group_keys_that_would_be_ignored_are_refused():
