@@ -112,4 +112,8 @@ def _residual_std(config: GPTConfig) -> float:
     return STD / math.sqrt(2 * config.n_layer)
 
 
-_ACTIVATIONS = {"relu": tl.relu, "gelu": tl.gelu, "gelu_tanh": lambda x: tl.gelu(x, "tanh")}
+def _gelu_tanh(x) -> Tensor:  # not a lambda: a model is pickled with a reference to it, by its name
+    return tl.gelu(x, "tanh")
+
+
+_ACTIVATIONS = {"relu": tl.relu, "gelu": tl.gelu, "gelu_tanh": _gelu_tanh}

@@ -9,9 +9,9 @@ First order only: vjps run on bare arrays and are not themselves recorded.
 
 import threading
 import weakref
-from contextlib import ContextDecorator
 
 from tensorlite.backends import backend_of
+from tensorlite.decorators import Decorator
 
 
 class Node:
@@ -43,21 +43,24 @@ class Node:
 
 class _Mode(threading.local):
     recording = True
+    outer = None  # what `recording` was outside the innermost `no_grad`, and what `outer` was
 
 
 mode = _Mode()  # per thread: one thread may evaluate while another trains
 
 
-class no_grad(ContextDecorator):  # noqa: N801 - the name the field knows
-    """Within `with no_grad():` (or a function decorated by it) ops record nothing and keep nothing alive."""
+class no_grad(Decorator):  # noqa: N801 - the name the field knows
+    """Within `with no_grad():` (or a function of any kind decorated by it: generators and coroutines too) ops record
+    nothing and keep nothing alive."""
+
+    local = mode
 
     def __enter__(self):
-        # A stack, because one decorator object serves every call of its function, also nested ones.
-        mode.__dict__.setdefault("outer", []).append(mode.recording)
+        mode.outer = mode.recording, mode.outer
         mode.recording = False
 
     def __exit__(self, *exc):
-        mode.recording = mode.outer.pop()
+        mode.recording, mode.outer = mode.outer
 
 
 def spent(gy):

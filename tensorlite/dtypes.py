@@ -1,10 +1,10 @@
 """Which dtypes a tensor may have, and the one in which operands of different dtypes meet: PyTorch's rule.
 
-    a number or a list       takes the dtype of the array it meets; if its kind is the higher one, the default of its kind
-    an array without axes    the same, but it brings its own dtype where its kind is the higher one
+    a number or a list       takes the dtype of the array it meets, or its own kind's default where that kind is higher
+    an array without axes    the same, but it brings its own dtype where its kind is higher
     arrays with axes         the highest kind decides, and within a kind the wider dtype
 
-The kinds, from low to high: booleans, integers, floats.
+The kinds, from low to high: booleans, integers, floats. Functions of real numbers take integers as float32.
 """
 
 import functools
@@ -37,6 +37,13 @@ def known(dtype) -> np.dtype:
     dtype = np.dtype(dtype).newbyteorder("=")
     KINDS[dtype]  # noqa: B018 - it refuses
     return dtype
+
+
+def known_float(dtype, op: str) -> np.dtype:
+    """As `known`, for an op that takes floating-point dtypes alone."""
+    if np.dtype(dtype).name not in _WIDTHS:
+        raise TypeError(f"{op}: expected a floating-point dtype, got {np.dtype(dtype)}: float32, float64 or bfloat16")
+    return known(dtype)
 
 
 @functools.cache

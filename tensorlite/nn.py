@@ -1,12 +1,16 @@
 """Modules: named parameters, and the layers a GPT is made of. Names and orientations are PyTorch's."""
 
 import math
-from collections.abc import Iterator
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Iterator, MappingView
+from itertools import count
+from types import MappingProxyType, MemberDescriptorType
 
 import numpy as np
 
 from tensorlite import ops, random
 from tensorlite.backends import backend_of, get_backend
+from tensorlite.dtypes import known_float
 from tensorlite.tensor import Tensor
 
 
@@ -20,12 +24,36 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Something with parameters. Attributes that are Parameters, Modules, or lists of Modules are found by name.
+    """Something with parameters: the Parameters and Modules among its attributes, and those in lists, tuples and dicts
+    among them, nested as they may be. Their names are the way to them: "weight", "h.0", "heads.a.1".
+
+    In a set, an iterator or another container they would not be found, and are refused; other objects are not looked
+    into. A Module may refer to one that contains it.
 
     `training` tells layers such as Dropout how to behave; `train()` and `eval()` set it for the whole tree.
     """
 
     training: bool = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if isinstance(value, MemberDescriptorType) or any(_find(name, value)):
+                raise TypeError(
+                    f"{cls.__name__}.{name}: parameters are not found in the class or in __slots__; set it in __init__"
+                )
+
+    def __setattr__(self, name: str, value):
+        old, kind = vars(self).get(name), type(value).__name__
+        if isinstance(old, Parameter) and not isinstance(value, (Parameter, type(None))):
+            raise TypeError(
+                f"{type(self).__name__}.{name}: expected a Parameter or None, got {kind}; "
+                f"to change its values use load_state_dict, or {name}.data[...] = values"
+            )
+        if isinstance(old, Module) and not isinstance(value, (Module, type(None))):
+            raise TypeError(f"{type(self).__name__}.{name}: expected a Module or None, got {kind}")
+        _by_name(_find(name, value))
+        super().__setattr__(name, value)
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -35,29 +63,25 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """The modules one level down, each with its name: "ln_1", or "h.0" for the first of a list `h`."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+        return ((name, value) for name, value in _members(self).items() if isinstance(value, Module))
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all below it."""
-        yield self
-        for _, child in self.children():
-            yield from child.modules()
+        """This module and all below it, each once."""
+        found, ahead = {}, [self]
+        while ahead:
+            module = ahead.pop()
+            if id(module) not in found:
+                found[id(module)] = module
+                ahead += reversed([child for _, child in module.children()])
+        return iter(found.values())
 
     def named_parameters(self) -> dict[str, Parameter]:
-        """Every name a parameter goes by, in order of definition; tied parameters appear once per name."""
-        named = {name: value for name, value in vars(self).items() if isinstance(value, Parameter)}
-        for prefix, child in self.children():
-            named |= {f"{prefix}.{name}": p for name, p in child.named_parameters().items()}
-        return named
+        """Every name a parameter goes by: a module's own in order of definition, then its children's. Tied parameters
+        appear once per name."""
+        return _by_name(_named_parameters(self))
 
     def parameters(self) -> list[Parameter]:
-        """Every parameter once, in order of definition."""
+        """Every parameter once, in the order of `named_parameters`."""
         return list({id(p): p for p in self.named_parameters().values()}.values())
 
     def num_parameters(self) -> int:
@@ -78,12 +102,15 @@ class Module:
             p.grad = None
 
     def to(self, backend: str | None = None, dtype=None) -> "Module":
-        """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype, in place; gradients are dropped."""
-        for p in self.parameters():
-            target = get_backend(backend) if backend else backend_of(p.data)
-            p.requires_grad = False  # its node knows the old dtype
-            p.data, p.grad = target.asarray(p.numpy(), dtype or p.dtype), None
-            p.requires_grad = True
+        """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype (float32, float64, bfloat16), in place;
+        gradients are dropped. Where that cannot be, nothing has changed."""
+        dtype = dtype if dtype is None else known_float(dtype, "to")
+        target, parameters = get_backend(backend) if backend else None, self.parameters()
+        moved = [(target or backend_of(p.data)).asarray(p.numpy(), dtype or p.dtype) for p in parameters]
+        for p, data in zip(parameters, moved, strict=True):
+            trained, p.requires_grad = p.requires_grad, False  # its node knows the old dtype
+            p.data, p.grad = data, None
+            p.requires_grad = trained
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -117,6 +144,70 @@ class Module:
         for name in loaded.values():
             p = named[name]
             p.data[...] = backend_of(p.data).asarray(arrays[name], p.dtype)
+
+
+_FOUND = (Parameter, Module)
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})  # nothing to look into, and most of what there is
+_NAMELESS = (set, frozenset, deque, MappingView, UserDict, UserList, ChainMap, MappingProxyType)
+
+
+def _find(path: str, value, inside: tuple = ()) -> Iterator[tuple[str, Parameter | Module]]:
+    """The Parameters and Modules that `value` is or contains, by their paths; a TypeError if they would have none.
+
+    inside: the ids of the containers around it, for one may contain itself.
+    """
+    if type(value) in _PLAIN or id(value) in inside:
+        return
+    named, nameless, place = (), (), f"a {type(value).__name__}"
+    if isinstance(value, _FOUND):
+        yield path, value
+    elif isinstance(value, dict):
+        named, nameless, place = value.items(), value, "the keys of a dict"
+    elif isinstance(value, (list, tuple)):
+        named = enumerate(value)
+    elif isinstance(value, _NAMELESS):
+        nameless = value.values() if hasattr(value, "values") else value
+    elif isinstance(value, np.ndarray):
+        nameless = value.flat if value.dtype == object else ()
+    elif isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):  # not a file, say
+        nameless = () if isinstance(value, count) else (_UNSEEN,)
+    inside = (*inside, id(value))
+    for key, item in named:
+        if type(item) not in _PLAIN:
+            for found in _find(f"{path}.{key}", item, inside):
+                if not isinstance(key, (str, int)):
+                    raise TypeError(f"{path}: expected keys of type str or int, got {type(key).__name__}")
+                yield found
+    for item in nameless:
+        if any(_find(path, item, inside)):
+            raise TypeError(f"{path}: parameters and modules are not found in {place}; use a list, tuple or dict")
+
+
+_UNSEEN = Module()  # stands for what an iterator will give, which cannot be looked at without using it up
+
+
+def _by_name(found) -> dict:
+    """The pairs (name, value) as a dict; a ValueError if two have the same name."""
+    named = {}
+    for name, value in found:
+        if name in named:
+            raise ValueError(f"two parameters or modules have the name {name}; rename one of them")
+        named[name] = value
+    return named
+
+
+def _members(module: Module) -> dict[str, Parameter | Module]:
+    """What is one level down, by name, in order of definition."""
+    return _by_name(found for name, value in vars(module).items() for found in _find(name, value))
+
+
+def _named_parameters(module: Module, above: tuple = ()) -> Iterator[tuple[str, Parameter]]:
+    """As `Module.named_parameters`, but for what is in the modules whose ids are in `above`."""
+    members, above = _members(module), (*above, id(module))
+    yield from ((name, p) for name, p in members.items() if isinstance(p, Parameter))
+    for prefix, child in members.items():
+        if isinstance(child, Module) and id(child) not in above:
+            yield from ((f"{prefix}.{name}", p) for name, p in _named_parameters(child, above))
 
 
 class Linear(Module):

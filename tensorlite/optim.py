@@ -3,33 +3,69 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.nn import Parameter
+from tensorlite.nn import Module, Parameter
+from tensorlite.tensor import Tensor
+
+
+def _as_list(parameters) -> list:
+    """What an iterable gives. The rows of a Tensor and the keys of a dict are no parameters; a set has no order."""
+    if isinstance(parameters, (Tensor, Module, dict, set, frozenset)):
+        kind = type(parameters).__name__
+        raise TypeError(f"expected a list of Parameters, as model.parameters() gives, got a {kind}")
+    return list(parameters)
+
+
+def _shallow_copy(self):
+    """What `copy.copy` makes: another object with the same parts."""
+    twin = object.__new__(type(self))
+    vars(twin).update(vars(self))
+    return twin
 
 
 class FlatBuffer:
     """The parameters' values and gradients as views into two flat arrays, `data` and `grad`.
 
     Zeroing all gradients is then one fill, their norm one dot product, and an optimiser step one kernel per group.
-    The parameters must share one dtype and backend. Their `.data` and `.grad` are views from here on.
+    The parameters must share one dtype and backend. Their `.data` and `.grad` are views from here on. A deep copy, or
+    one through pickle, is over copies of the parameters.
     """
 
     def __init__(self, parameters: list[Parameter]):
-        if not parameters:
+        self.parameters = _as_list(parameters)
+        if not self.parameters:
             raise ValueError("FlatBuffer: there are no parameters")
-        if len({id(p) for p in parameters}) != len(parameters):
+        for p in self.parameters:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"FlatBuffer: expected Parameters, got a {type(p).__name__}")
+            if not p.requires_grad or not p.is_leaf:
+                what = "an op's result" if p.requires_grad else "a tensor that does not require grad"
+                raise ValueError(f"FlatBuffer: {what} receives no gradient to train it by; leave it out")
+        if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError("FlatBuffer: a parameter is given twice")
-        kinds = {str(p.dtype) for p in parameters}
+        kinds = {str(p.dtype) for p in self.parameters}
         if len(kinds) > 1:
             raise ValueError(f"FlatBuffer: the parameters must share one dtype, got {', '.join(sorted(kinds))}")
-        self.parameters = parameters
-        self.backend = backend_of(*(p.data for p in parameters), op="FlatBuffer")
+        self.backend = backend_of(*(p.data for p in self.parameters), op="FlatBuffer")
+        self._bind()
+
+    def _bind(self) -> None:
         self.data = self.zeros()
         self.grad = self.zeros()
         self.data_views, self.grad_views = self.views(self.data), self.views(self.grad)
-        for p, view in zip(parameters, self.data_views, strict=True):
+        for p, view in zip(self.parameters, self.data_views, strict=True):
             view[...] = p.data
             p.data = view
         self.bind_gradients()
+
+    __copy__ = _shallow_copy
+
+    def __getstate__(self) -> dict:
+        flat = {"data", "grad", "data_views", "grad_views"}  # the parameters bring along what these hold
+        return {name: value for name, value in vars(self).items() if name not in flat}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._bind()
 
     def zeros(self):
         """A fresh flat array of the parameters' total size and dtype, which forked processes share."""
@@ -65,12 +101,16 @@ class AdamW:
     """
 
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
-        parameters = list(parameters)
-        groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+        groups = _as_list(parameters)
+        if not any(isinstance(group, dict) for group in groups):
+            groups = [{"params": groups}]
+        for group in groups:
+            if not isinstance(group, dict) or "params" not in group:
+                raise TypeError("AdamW: expected a list of Parameters, or one of groups that all have params")
         unknown = {key for group in groups for key in group} - {"params", "weight_decay"}
         if unknown:
             raise ValueError(f"AdamW: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
-        groups = [group | {"params": list(group["params"])} for group in groups]
+        groups = [group | {"params": _as_list(group["params"])} for group in groups]
         self.flat = FlatBuffer([p for group in groups for p in group["params"]])
         self.lr, self.betas, self.eps = lr, betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
@@ -81,6 +121,15 @@ class AdamW:
             size = self.flat.backend.chunk_size or max(1, stop - start)
             decay = group.get("weight_decay", weight_decay)
             self.pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
+
+    __copy__ = _shallow_copy
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        for name in ("m", "v"):
+            shared = self.flat.zeros()
+            shared[...] = state[name]
+            setattr(self, name, shared)
 
     def zero_grad(self) -> None:
         self.flat.bind_gradients()
@@ -112,6 +161,7 @@ class AdamW:
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:
     """Groups for AdamW in which matrices (and embedding tables) decay, biases and norm weights do not."""
+    parameters = _as_list(parameters)
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

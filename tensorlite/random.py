@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tensorlite.decorators import Decorator
+
 # One stream per purpose: evaluating more often, say, cannot change which batches are trained on.
 INIT, BATCHES, DROPOUT, EVALUATION, SAMPLING = range(5)
 
@@ -60,25 +62,31 @@ def bits16(place: Place, count: int) -> np.ndarray:
     return raw.astype("<u8", copy=False).view("<u2")[skip : skip + count]
 
 
-class scope:  # noqa: N801 - used as `with random.scope(...)`
+class scope(Decorator):  # noqa: N801 - used as `with random.scope(...)`
     """Within `with random.scope(seed, step=..., first_row=...):` the random ops draw from the dropout stream of
     that seed and step, each call in order from its own sub-stream.
 
     first_row: where the rows (axis 0) of the arrays at hand lie in the whole batch. A batch cut into micro-batches
     therefore sees the masks it would have seen whole.
+
+    As a decorator, of functions of any kind, it gives each call a scope that begins anew.
     """
 
     def __init__(self, seed: int, step: int = 0, first_row: int = 0):
         self.seed, self.step, self.first_row = check_seed(seed), step, first_row
         self.calls = 0
 
+    def fresh(self) -> "scope":
+        return scope(self.seed, self.step, self.first_row)
+
     def __enter__(self) -> "scope":
-        self.outer, self.calls = _current.scope, 0
+        self.calls = 0
+        _current.outer = _current.scope, _current.outer
         _current.scope = self
         return self
 
     def __exit__(self, *exc) -> None:
-        _current.scope = self.outer
+        _current.scope, _current.outer = _current.outer
 
     def next_place(self, row_size: int) -> Place:
         """Where the next random op draws for an array of `row_size` elements per row."""
@@ -89,9 +97,10 @@ class scope:  # noqa: N801 - used as `with random.scope(...)`
 class _Current(threading.local):
     def __init__(self):
         self.scope = scope(seed=0)
+        self.outer = None  # the scope around it, and what `outer` was there
 
 
-_current = _Current()
+_current = scope.local = _Current()
 
 
 def current() -> scope:

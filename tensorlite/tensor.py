@@ -5,7 +5,7 @@ import numpy as np
 from tensorlite import autograd
 from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
-from tensorlite.dtypes import KINDS
+from tensorlite.dtypes import FLOAT, KINDS
 
 
 class Tensor:
@@ -17,7 +17,8 @@ class Tensor:
     dtype: convert to this dtype.
 
     `.data` is the bare array, `.grad` a bare array of the same shape and dtype, or None. The operators and the
-    methods (`x.sum()`, `x.reshape(...)`, ...) are the functions of `tensorlite.ops`. Comparisons are element by element, hashes by identity.
+    methods (`x.sum()`, `x.reshape(...)`, ...) are the functions of `tensorlite.ops`. Comparisons are made element by
+    element; a hash is that of the tensor's identity.
     """
 
     __slots__ = ("data", "grad", "node", "__weakref__")
@@ -38,7 +39,7 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if not self.is_leaf:
             raise RuntimeError("requires_grad: this tensor is an op's result; detach() it to make a leaf of it")
-        if wanted and self.data.dtype.kind != "f" and self.data.dtype.name != "bfloat16":
+        if wanted and KINDS[self.data.dtype] != FLOAT:
             raise TypeError(f"requires_grad: needs a floating-point tensor, got {self.data.dtype}")
         if wanted != self.requires_grad:  # an existing node stays: graphs refer to it
             self.node = Node.for_leaf(self) if wanted else None
@@ -89,6 +90,26 @@ class Tensor:
     def detach(self) -> "Tensor":
         """The same array without its history."""
         return Tensor(self.data)
+
+    def __getstate__(self) -> tuple:
+        """What copy and pickle keep of a leaf. Its node is its own: the copy gets another."""
+        if not self.is_leaf:
+            raise RuntimeError(f"copy: an op's result ({self.node.op}) is bound to its graph; detach() it first")
+        attributes, slots = super().__getstate__()  # attributes: of a subclass that has some
+        return backend_of(self.data), attributes, slots | {"node": self.requires_grad}
+
+    def __setstate__(self, state: tuple) -> None:
+        _, attributes, slots = state  # the backend is there to be loaded before an array of it is used
+        for name, value in {**(attributes or {}), **slots}.items():
+            setattr(self, name, value)
+        self.node = Node.for_leaf(self) if self.node else None
+
+    def __copy__(self) -> "Tensor":
+        """A leaf of its own on the same array, without a gradient."""
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        twin.grad = None
+        return twin
 
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad:

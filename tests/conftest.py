@@ -55,11 +55,11 @@ def no_leaks():
     """Every test starts from seed 0, and fails if it leaves `no_grad` on or a random scope open."""
     manual_seed(0)
     yield
-    recording, scope = mode.recording, random.current()
-    mode.recording = True
+    recording, outer = mode.recording, random._current.outer
+    mode.recording, random._current.outer = True, None
     manual_seed(0)
     assert recording, "the test left gradients switched off"
-    assert not hasattr(scope, "outer"), "the test left a random scope open"
+    assert outer is None, "the test left a random scope open"
 
 
 @pytest.fixture

@@ -120,6 +120,15 @@ class ndarray:  # noqa: N801 - CuPy's name
         read(".get()", self.inner)
         return self.inner.copy()
 
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __reduce__(self):
+        return _array, (self.get(),)
+
     def __len__(self):
         return len(self.inner)
 

@@ -18,13 +18,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What each part of tensorlite may import of the others.
 ARROWS = {
     "dtypes": set(),
-    "random": set(),
+    "decorators": set(),
+    "random": {"decorators"},
     "backends": {"backends", "dtypes", "random"},
-    "autograd": {"backends"},
+    "autograd": {"backends", "decorators"},
     "tensor": {"autograd", "backends", "dtypes"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
-    "nn": {"ops", "tensor", "backends", "random"},
-    "optim": {"nn", "backends"},
+    "nn": {"ops", "tensor", "backends", "dtypes", "random"},
+    "optim": {"nn", "tensor", "backends"},
     "gradcheck": {"autograd", "tensor", "backends"},
     "doctor": {"doctor"},  # of the others the public names only
 }

@@ -1,7 +1,10 @@
 """Modules, the optimiser, schedules and random streams: against PyTorch, NumPy's Philox and hand-made numbers."""
 
+import itertools
 import math
+from collections import ChainMap, UserDict, UserList, defaultdict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -178,6 +181,262 @@ def test_a_module_without_forward_says_so():
         Module()(1)
 
 
+# --- what is in containers ---
+
+
+def parameter() -> Parameter:
+    return Parameter(np.ones(2, np.float32))
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(2, 2, bias=False)
+
+
+class Holder(Module):
+    def __init__(self, **attributes):
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+Pair = namedtuple("Pair", ["left", "right"])
+LOOP = [linear()]
+LOOP.append(LOOP)
+
+# What an attribute `x` holds, the names of the Parameters in it, and of those in its Modules.
+FOUND = {
+    "a list of Parameters": (lambda: [parameter(), parameter()], ["x.0", "x.1"], []),
+    "a list of Modules": (lambda: [linear(), linear()], [], ["x.0.weight", "x.1.weight"]),
+    "a tuple": (lambda: (linear(), None, parameter()), ["x.2"], ["x.0.weight"]),
+    "a dict": (lambda: {"a": linear(), "b": parameter(), 3: parameter()}, ["x.b", "x.3"], ["x.a.weight"]),
+    "a subclass of dict": (lambda: defaultdict(list, a=[parameter()]), ["x.a.0"], []),
+    "a named tuple": (lambda: Pair(linear(), parameter()), ["x.1"], ["x.0.weight"]),
+    "lists in a list": (lambda: [[linear()], [], [linear(), parameter()]], ["x.2.1"], ["x.0.0.weight", "x.2.0.weight"]),
+    "a tuple in a dict in a list": (lambda: [{"a": (linear(), parameter())}], ["x.0.a.1"], ["x.0.a.0.weight"]),
+    "a module in a module's dict": (lambda: Holder(y={"k": Holder(z=(parameter(),))}), [], ["x.y.k.z.0"]),
+    "a list that contains itself": (lambda: LOOP, [], ["x.0.weight"]),
+    "beside other things": (lambda: [1, "a", None, np.ones(2), Tensor(1.0), {2: 3}, parameter()], ["x.6"], []),
+    "nothing": (lambda: [{}, (), {1, 2}, deque("ab"), np.array([None, 1], object)], [], []),
+}
+
+
+@pytest.mark.parametrize(("make", "own", "in_modules"), FOUND.values(), ids=FOUND)
+def test_parameters_in_containers_are_found_and_trained(make, own, in_modules):
+    model = Holder(first=linear(), x=make(), own=parameter())
+    named = model.named_parameters()
+    assert list(named) == [*own, "own", "first.weight", *in_modules]
+    assert all(a is b for a, b in zip(model.parameters(), named.values(), strict=True))
+
+    model.to(dtype=np.float64)
+    assert {p.dtype for p in named.values()} == {np.dtype(np.float64)}
+    state = model.state_dict()
+    assert list(state) == list(named)
+    model.load_state_dict({name: array * 0 + i for i, (name, array) in enumerate(state.items())})
+    for i, p in enumerate(named.values()):
+        np.testing.assert_array_equal(p.data, i)
+
+    optimizer = AdamW(model.parameters(), lr=0.5, weight_decay=0.0)
+    for p in named.values():
+        tl.sum(p * 2.0).backward()
+    optimizer.step()
+    for i, p in enumerate(named.values()):
+        np.testing.assert_allclose(p.data, i - 0.5, rtol=1e-6, atol=1e-6)
+    model.zero_grad()
+    assert all(p.grad is None for p in named.values())
+
+
+def test_children_and_modules_are_found_in_containers():
+    model = Holder(a=linear(), x=[{"k": (linear(),)}, Holder(y=[linear()])], b=linear())
+    assert [name for name, _ in model.children()] == ["a", "x.0.k.0", "x.1", "b"]
+    assert [type(m) for m in model.modules()] == [Holder, nn.Linear, nn.Linear, Holder, nn.Linear, nn.Linear]
+    shared = Holder(a=model.a, b=model.a)
+    assert list(shared.named_parameters()) == ["a.weight", "b.weight"]
+    assert len(list(shared.modules())) == 2
+
+
+def object_array(item):
+    array = np.empty(1, object)
+    array[0] = item
+    return array
+
+
+HIDDEN = {
+    "set": lambda x: {x},
+    "frozenset": lambda x: frozenset([x]),
+    "deque": lambda x: deque([x]),
+    "dict_values": lambda x: {"a": x}.values(),
+    "dict_items": lambda x: {"a": x}.items(),
+    "dict_keys": lambda x: {x: "a"}.keys(),
+    "the keys of a dict": lambda x: {x: 0.1},
+    "generator": lambda x: (y for y in [x]),
+    "list_iterator": lambda x: iter([x]),
+    "map": lambda x: map(type(x), [x]),
+    "zip": lambda x: zip([x], [1], strict=True),
+    "chain": lambda x: itertools.chain([x]),
+    "ndarray": object_array,
+    "UserList": lambda x: UserList([x]),
+    "UserDict": lambda x: UserDict(a=x),
+    "mappingproxy": lambda x: MappingProxyType({"a": x}),
+    "ChainMap": lambda x: ChainMap({"a": x}),
+}
+
+
+@pytest.mark.parametrize("within", [lambda x: x, lambda x: [x], lambda x: {"k": (1, x)}], ids=["bare", "list", "deep"])
+@pytest.mark.parametrize("item", [parameter, linear, lambda: (linear(),)], ids=["Parameter", "Module", "tuple"])
+@pytest.mark.parametrize(("kind", "make"), HIDDEN.items(), ids=HIDDEN)
+def test_parameters_where_they_would_not_be_found_are_refused(kind, make, item, within):
+    value = within(make(item()))
+    place = kind if kind.startswith("the") else f"a {kind}"
+    said = rf"^x[.\w]*: parameters and modules are not found in {place}; use a list, tuple or dict$"
+    model = Holder()
+    with pytest.raises(TypeError, match=said):
+        model.x = value
+    assert not hasattr(model, "x")
+    model.x = late = []  # and if they are put there later, when they are looked for
+    late.append(value)
+    for look in (model.parameters, model.state_dict, model.eval, model.zero_grad, lambda: model.to(dtype=np.float64)):
+        with pytest.raises(TypeError, match="are not found in"):
+            look()
+
+
+@pytest.mark.parametrize(
+    "value", [set("ab"), deque([1]), {1: 2}.values(), itertools.count(), np.array([{}, []], object), UserDict(a=1)]
+)
+def test_such_containers_of_other_things_are_fine(value):
+    model = Holder(x=value, y=parameter())
+    assert model.x is value
+    assert list(model.named_parameters()) == ["y"]
+
+
+def test_a_file_is_not_looked_into(tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        assert not Holder(log=file, lines=[file]).parameters()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: {1: parameter(), "1": parameter()}, "1"),
+        (lambda: {1: linear(), "1": nn.LayerNorm(2)}, "1"),
+        (lambda: {"a.b": parameter(), "a": {"b": parameter()}}, "a.b"),
+        (lambda: [{"0.a": linear(), 0: {"a": linear()}}], "0.0.a"),
+    ],
+)
+def test_names_that_collide_are_refused(make, name):
+    said = "two parameters or modules have the name {}; rename one of them"
+    with pytest.raises(ValueError, match=said.format(f"x.{name}")):
+        Holder(x=make())
+    model = Holder(x={})
+    model.x["late"] = make()
+    with pytest.raises(ValueError, match=said.format(f"x.late.{name}")):
+        model.parameters()
+
+
+def test_names_that_collide_across_modules_are_refused():
+    model = Holder(x=Holder(y=parameter()))
+    setattr(model, "x.y", parameter())
+    for look in (model.parameters, model.named_parameters, model.state_dict):
+        with pytest.raises(ValueError, match="two parameters or modules have the name x.y; rename one of them"):
+            look()
+
+
+@pytest.mark.parametrize("key", [None, (0, 1), 1.5, b"a"])
+def test_keys_that_are_no_names_are_refused(key):
+    with pytest.raises(TypeError, match=f"^x: expected keys of type str or int, got {type(key).__name__}$"):
+        Holder(x={key: linear()})
+    assert not Holder(x={key: 1}).parameters()
+
+
+def test_parameters_of_the_class_are_refused():
+    """They would be one for all its instances, and not found."""
+    for value in (parameter(), linear(), [linear()], {"a": parameter()}):
+        with pytest.raises(TypeError, match=r"^Model.table: parameters are not found in the class.*in __init__$"):
+            type("Model", (Module,), {"table": value})
+    with pytest.raises(TypeError, match=r"^Model.table: parameters are not found in .*__slots__"):
+        type("Model", (Module,), {"__slots__": ("table",)})
+
+
+OTHERS = {"ndarray": np.ones((2, 2)), "Tensor": Tensor(np.ones((2, 2))), "list": [1.0], "float": 0.5}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_parameter_or_module_is_not_replaced_by_something_else(kind):
+    model = Holder(layer=linear())
+    layer, weight = model.layer, model.layer.weight
+    with pytest.raises(TypeError, match=f"^Linear.weight: expected a Parameter or None, got {kind}; .*load_state_dict"):
+        layer.weight = OTHERS[kind]
+    with pytest.raises(TypeError, match=f"^Holder.layer: expected a Module or None, got {kind}$"):
+        model.layer = OTHERS[kind]
+    assert model.layer is layer
+    assert layer.weight is weight
+
+
+def test_a_parameter_or_module_is_replaced_by_another_or_none():
+    model = Holder(layer=linear(), table=parameter())
+    model.table = new = parameter()
+    model.layer = Holder(scale=parameter())
+    assert list(model.named_parameters()) == ["table", "layer.scale"]
+    assert model.parameters()[0] is new
+    with pytest.raises(TypeError, match="Linear"):
+        model.table = linear()
+    model.layer = model.table = None
+    assert not model.parameters()
+    model.table = parameter()
+    del model.table
+    assert not model.parameters()
+
+
+def test_modules_may_refer_to_each_other():
+    child, other = Holder(scale=parameter()), Holder(scale=parameter())
+    model = Holder(h=[child, other], own=parameter())
+    child.parent = other.parent = model
+    model.me = model
+    assert list(model.named_parameters()) == ["own", "h.0.scale", "h.1.scale"]
+    assert len(model.parameters()) == 3
+    assert list(model.modules()) == [model, child, other]
+    assert list(child.named_parameters()) == ["scale", "parent.own", "parent.h.1.scale"]
+    model.eval()
+    assert not other.training
+    state = model.state_dict()
+    model.load_state_dict(state)
+    model.to(dtype=np.float64)
+    assert child.scale.dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", [int, np.float16, "int32", bool, complex, "longdouble", object, str])
+def test_a_dtype_that_parameters_cannot_have_changes_nothing(dtype):
+    model = Model()
+    tl.cross_entropy(model(IDS), IDS).backward()
+    before = [(p.data, p.grad, p.node) for p in model.parameters()]
+    with pytest.raises(TypeError, match="^to: expected a floating-point dtype, got "):
+        model.to(dtype=dtype)
+    for p, (data, grad, node) in zip(model.parameters(), before, strict=True):
+        assert p.data is data
+        assert p.grad is grad
+        assert p.node is node
+
+
+def test_a_move_that_fails_half_way_changes_nothing(monkeypatch):
+    model, left = Model(), [3]
+
+    def asarray(self, data, dtype=None):
+        if not left[0]:
+            raise MemoryError
+        left[0] -= 1
+        return np.asarray(data, dtype)
+
+    monkeypatch.setattr(type(tl.get_backend("numpy")), "asarray", asarray)
+    with pytest.raises(MemoryError):
+        model.to(dtype=np.float64)
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+
+
+def test_a_move_leaves_what_is_frozen_frozen():
+    layer = nn.Linear(2, 3)
+    layer.weight.requires_grad = False
+    layer.to(dtype=np.float64)
+    assert [p.requires_grad for p in layer.parameters()] == [False, True]
+
+
 # --- the optimiser ---
 
 
@@ -266,6 +525,10 @@ def test_gradients_from_anywhere_are_taken_over():
         (lambda p: AdamW([p, p]), "given twice"),
         (lambda p: AdamW([{"params": [p]}, {"params": [p]}]), "given twice"),
         (lambda p: AdamW([p, Parameter(np.ones(2))]), "must share one dtype, got float32, float64"),
+        (lambda p: AdamW([p * 2.0]), "an op's result receives no gradient"),
+        (lambda p: AdamW([*p]), "an op's result receives no gradient"),
+        (lambda p: AdamW([p, Tensor(np.ones(2, np.float32))]), "does not require grad receives no gradient"),
+        (lambda p: AdamW([{"params": [Tensor([1.0])]}]), "does not require grad receives no gradient.*; leave it out"),
     ],
 )
 def test_parameters_that_do_not_fit_one_buffer(make, said):
@@ -403,6 +666,61 @@ def test_groups_take_any_iterable(wrap):
     p.grad = np.ones(3, np.float32)
     AdamW([{"params": wrap([p]), "weight_decay": 0.0}], lr=0.5).step()
     np.testing.assert_allclose(p.data, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: (p for p in model.parameters()),
+        lambda model: model.named_parameters().values(),
+        lambda model: tuple(model.parameters()),
+        lambda model: ({"params": (p for p in [q])} for q in model.parameters()),
+        lambda model: decay_groups((p for p in model.parameters()), 0.0),
+        lambda model: [Tensor(p.data, requires_grad=True) for p in model.parameters()],
+    ],
+)
+def test_every_parameter_is_trained_whatever_it_is_given_in(make):
+    model = nn.Linear(3, 2)
+    optimizer = AdamW(make(model), lr=0.5, weight_decay=0.0)
+    assert optimizer.flat.data.size == 8
+    before = optimizer.flat.data.copy()
+    for p in optimizer.flat.parameters:
+        tl.sum(p).backward()
+    optimizer.step()
+    np.testing.assert_allclose(optimizer.flat.data, before - 0.5, rtol=1e-5)
+
+
+ITERABLE = r"^expected a list of Parameters, as model.parameters\(\) gives, got a {}$"
+GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have params$"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda model: AdamW(model), ITERABLE.format("Linear")),
+        (lambda model: AdamW(model.weight), ITERABLE.format("Parameter")),
+        (lambda model: AdamW(model.named_parameters()), ITERABLE.format("dict")),
+        (lambda model: AdamW({"params": model.parameters()}), ITERABLE.format("dict")),
+        (lambda model: AdamW(set(model.parameters())), ITERABLE.format("set")),
+        (lambda model: AdamW([{"params": model.weight}]), ITERABLE.format("Parameter")),
+        (lambda model: AdamW([{"params": model}]), ITERABLE.format("Linear")),
+        (lambda model: FlatBuffer(model), ITERABLE.format("Linear")),
+        (lambda model: decay_groups(model, 0.1), ITERABLE.format("Linear")),
+        (lambda model: decay_groups(model.weight, 0.1), ITERABLE.format("Parameter")),
+        (lambda model: AdamW([model.weight, {"params": [model.bias]}]), GROUPS),
+        (lambda model: AdamW([{"params": [model.bias]}, model.weight]), GROUPS),
+        (lambda model: AdamW([{"weight_decay": 0.1}]), GROUPS),
+        (lambda model: AdamW(["weight"]), "^FlatBuffer: expected Parameters, got a str$"),
+        (lambda model: AdamW([model]), "^FlatBuffer: expected Parameters, got a Linear$"),
+        (lambda model: AdamW([model.weight.data]), "^FlatBuffer: expected Parameters, got a ndarray$"),
+    ],
+)
+def test_what_is_no_list_of_parameters_is_refused(make, said):
+    model = nn.Linear(3, 2)
+    before = model.weight.data
+    with pytest.raises(TypeError, match=said):
+        make(model)
+    assert model.weight.data is before
 
 
 def test_group_keys_that_would_be_ignored_are_refused():

@@ -154,7 +154,8 @@ def test_lists_become_float32_and_arrays_keep_their_dtype():
     "y",
     [
         X * 0.1, 0.1 * X, X / 3, 3 - X, X * math.sqrt(2), X * np.float32(2), np.float32(2) * X,
-        X * np.ones(3, np.float32), X**2.5, X.mean(), X.sum(), tl.masked_fill(X, [True] * 3, 0.5), tl.where(X > 0, X, 0.5),
+        X * np.ones(3, np.float32), X**2.5, X.mean(), X.sum(),
+        tl.masked_fill(X, [True] * 3, 0.5), tl.where(X > 0, X, 0.5),
         tl.where([True, False], 1.0, 0.0), tl.exp(2.0), tl.dropout(X, 0.3), tl.layer_norm(X),
         tl.scaled_dot_product_attention(X, X, X, causal=True, dropout=0.3), tl.cross_entropy(X, [0, 1]), X[0, 0],
     ],

@@ -40,6 +40,12 @@ class Backend:
     tf32 = False  # whether a GPU may round the factors of float32 products to TF32, for all models in the process
     graph = False  # whether a GPU records `replayable` work as CUDA graphs
 
+    def __reduce__(self):
+        """There is one of each in a process, which a copy or an unpickled one is."""
+        from tensorlite.backends import get_backend
+
+        return get_backend, (self.name,)
+
     # -- arrays and the host --
 
     def asarray(self, data, dtype=None):

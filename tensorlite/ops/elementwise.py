@@ -6,7 +6,7 @@ import numpy as np
 
 from tensorlite import random
 from tensorlite.backends import backend_of
-from tensorlite.dtypes import FLOAT, KINDS, known
+from tensorlite.dtypes import known_float
 from tensorlite.ops.operands import broadcast_error, data, mask_of, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
 
@@ -182,8 +182,8 @@ def masked_fill(x, mask, value: float) -> Tensor:
 
 
 def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014). Where nothing is
-    to be dropped, the result is x itself.
+    """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014). Where nothing
+    is to be dropped, the result is x itself.
 
     The mask is a function of the current `random.scope` and of how many draws were made in it before.
     """
@@ -209,9 +209,7 @@ def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
 
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
-    x_data, dtype = data(x, "cast"), known(dtype)
-    if KINDS[dtype] != FLOAT:
-        raise TypeError(f"cast: expected a floating-point dtype, got {dtype}")
+    x_data, dtype = data(x, "cast"), known_float(dtype, "cast")
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 

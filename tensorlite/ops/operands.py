@@ -30,8 +30,8 @@ def real_data(x, op: str):
 
 
 def pair(a, b, op: str, real: bool = False):
-    """The arrays of two operands in the dtype they meet in, which must be on one device; a Python number stays one where
-    the array it meets keeps its dtype. real: integers become float32."""
+    """The arrays of two operands in the dtype they meet in, which must be on one device; a Python number stays one
+    where the array it meets keeps its dtype. real: integers become float32."""
     if isinstance(a, Tensor):
         x = a.data
         if isinstance(b, Tensor):
