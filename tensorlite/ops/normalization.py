@@ -28,7 +28,9 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
 
     rstd = 1 / sqrt(variance + eps) with the biased variance.
     """
-    x_data, w, b = of_one_dtype("layer_norm", ("x", "weight", "bias"), x, weight, bias, real=True, mixed=True)
+    x_data, w, b = of_one_dtype(
+        "layer_norm", ("x", "weight", "bias"), x, weight, bias, optional=("weight", "bias"), real=True, mixed=True
+    )
     be = backend_of(x_data)
     normalize_axes(-1, x_data.ndim, "layer_norm")
     for name, p in (("weight", w), ("bias", b)):

@@ -14,11 +14,11 @@ _WITH_NUMBERS = FLOAT32, FLOAT64  # a Python number keeps arrays of these as the
 
 
 def data(x, op: str):
-    """The bare array of a Tensor; numbers and lists as arrays; None as it is."""
+    """The bare array of a Tensor; numbers and lists as arrays."""
     if isinstance(x, Tensor):
         return x.data
     try:
-        return None if x is None else as_array(x)
+        return as_array(x)
     except TypeError as error:
         raise TypeError(f"{op}: {error}") from None
 
@@ -85,15 +85,16 @@ def factors(a, b, op: str):
     return of_one_dtype(op, ("a", "b"), a, b)
 
 
-def of_one_dtype(op: str, names: tuple[str, ...], *operands, real: bool = False, mixed: bool = False) -> list:
-    """The arrays of the operands of a product or a layer, which must share a device and one floating-point dtype; None
-    stays. Integers take the dtype of the floats beside them.
+def of_one_dtype(op: str, names: tuple[str, ...], *operands, optional=(), real: bool = False, mixed: bool = False):
+    """A list of the arrays of the operands of a product or a layer, which must share a device and one floating-point
+    dtype. Integers take the dtype of the floats beside them.
 
-    real: where all are integers, they become float32. mixed: float32 goes with a first operand in bfloat16.
+    optional: names of operands that may be None, which stays. real: where all are integers, they become float32.
+    mixed: float32 goes with a first operand in bfloat16.
     """
     arrays, dtype = [], None
     for x in operands:
-        if x is not None:
+        if x is not None or names[len(arrays)] not in optional:
             x = x.data if isinstance(x, Tensor) else data(x, op)
             if dtype is None:
                 dtype = x.dtype

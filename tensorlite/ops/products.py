@@ -16,6 +16,7 @@ def matmul(a, b) -> Tensor:
     be = backend_of(x)
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else -1]:
         raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
+    a, b = a if isinstance(a, Tensor) else x, b if isinstance(b, Tensor) else y  # lists as they were read here
     if x.ndim == 1:
         out = matmul(reshape(a, 1, -1), b)
         return reshape(out, *out.shape[:-2], *out.shape[-1:] if y.ndim > 1 else ())
@@ -44,7 +45,7 @@ def linear(x, weight, bias=None) -> Tensor:
 
     With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
     """
-    x_data, w, b = of_one_dtype("linear", ("x", "weight", "bias"), x, weight, bias, mixed=True)
+    x_data, w, b = of_one_dtype("linear", ("x", "weight", "bias"), x, weight, bias, optional=("bias",), mixed=True)
     be = backend_of(x_data)
     if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
         raise ValueError(
