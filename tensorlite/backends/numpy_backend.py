@@ -156,8 +156,8 @@ class NumpyBackend(Backend):
         if x.size == C > 0:
             row = x.reshape(C)
             xhat = row - row[0]
-            xhat -= np.add.reduce(xhat) / C
-            rstd = 1 / np.sqrt(np.dot(xhat, xhat) / C + eps)
+            xhat -= _ones(C, x.dtype)[0].dot(xhat) / C
+            rstd = 1 / np.sqrt(xhat.dot(xhat) / C + eps)
             xhat *= rstd
             y = xhat if weight is None else xhat * weight
             if bias is not None:

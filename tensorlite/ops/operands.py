@@ -10,7 +10,7 @@ from tensorlite.dtypes import BOOLEAN, FLOAT, FLOAT32, FLOAT64, INTEGER, KINDS, 
 from tensorlite.tensor import Tensor
 
 _NUMBER_KINDS = {bool: BOOLEAN, int: INTEGER, float: FLOAT}
-_WITH_NUMBERS = FLOAT32, FLOAT64  # a Python number keeps arrays of these as they are; bfloat16 it would widen
+_USUAL = FLOAT32, FLOAT64  # a Python number leaves arrays of these as they are; one of bfloat16 it would widen
 
 
 def data(x, op: str):
@@ -26,7 +26,7 @@ def data(x, op: str):
 def real_data(x, op: str):
     """As `data`, for a function of real numbers: integers and booleans become float32."""
     array = x.data if isinstance(x, Tensor) else data(x, op)
-    return array if KINDS[array.dtype] == FLOAT else array.astype(FLOAT32)
+    return array if array.dtype in _USUAL or KINDS[array.dtype] == FLOAT else array.astype(FLOAT32)
 
 
 def pair(a, b, op: str, real: bool = False):
@@ -38,9 +38,9 @@ def pair(a, b, op: str, real: bool = False):
             y = b.data
             if x.dtype is y.dtype and type(x) is type(y) and (not real or KINDS[x.dtype] == FLOAT):
                 return x, y
-        elif type(b) in _NUMBER_KINDS and x.dtype in _WITH_NUMBERS:
+        elif type(b) in _NUMBER_KINDS and x.dtype in _USUAL:
             return x, b
-    elif type(a) in _NUMBER_KINDS and isinstance(b, Tensor) and b.data.dtype in _WITH_NUMBERS:
+    elif type(a) in _NUMBER_KINDS and isinstance(b, Tensor) and b.data.dtype in _USUAL:
         return a, b.data
     return align((a, b), op, real)
 
