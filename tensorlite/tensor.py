@@ -1,6 +1,7 @@
 """Tensor: an array that remembers how it was made. `record` is how an op makes one."""
 
 import numpy as np
+from numpy import ndarray
 
 from tensorlite import autograd
 from tensorlite.autograd import Node, mode
@@ -148,7 +149,7 @@ def record(data, parents: tuple, vjp) -> Tensor:
         close over arrays and shapes, never over a Tensor, and must not write into `gy` or into any input.
     """
     out = object.__new__(Tensor)
-    if type(data) is not np.ndarray or data.dtype not in KINDS:  # NumPy turns 0-d results into scalars
+    if type(data) is not ndarray or data.dtype not in KINDS:  # NumPy turns 0-d results into scalars
         data = as_array(data)
     out.data = data
     out.grad = out.node = None
