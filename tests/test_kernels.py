@@ -67,14 +67,14 @@ def layer_norm(be, gy, x, weight, bias):
     return [y, *(g for g in gradients if g is not None)]
 
 
-for shape in ((5, 7), (2, 3, 96), (300, 40), (3, 1000), (5000, 10), (2, 7000)):
+for shape in ((1, 1), (1, 31), (1, 32), (5, 7), (2, 3, 96), (300, 40), (3, 1000), (5000, 10), (2, 7000)):
     x, gy, parameters = normal(*shape) + 2, normal(*shape, seed=1), (normal(shape[-1]) + 1, normal(shape[-1], seed=1))
     case(f"layer_norm {shape}", layer_norm, gy, x, *parameters)
 case("layer_norm, far from zero", lambda be, x: [be.layer_norm(x, None, None, 1e-5)[0]], normal(20, 100) + 300)
 case("layer_norm, no bias", lambda be, gy, x, w: layer_norm(be, gy, x, w, None), normal(4, 9), normal(4, 9), normal(9))
 case("layer_norm, bare", lambda be, gy, x: layer_norm(be, gy, x, None, None), normal(4, 9), normal(4, 9))
 
-for shape in ((1, 3), (300, 70), (3000, 100)):
+for shape in ((1, 3), (1, 31), (300, 70), (513, 32), (3000, 100)):
     case(f"sum_rows {shape}", lambda be, x: [be.sum_rows(x)], normal(*shape))
 
 
@@ -249,3 +249,74 @@ def test_what_is_no_symbol_spoils_nothing_but_its_own_row(cuda):
     gweight = cuda.embedding_vjp(cuda.asarray(np.ones((3, 2), np.float32)), ids, 600)
     assert cuda.to_numpy(gweight)[3].tolist() == [1, 1]
     assert cuda.to_numpy(gweight).sum() == 2
+
+
+# -- rows far from zero, and long sums --
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [1, 7, 64, 384, 768, 1000])
+def test_layer_norm_sees_what_differs_and_nothing_else(C, dtype, cuda):  # noqa: N803
+    dtype, real = np.dtype(dtype), np.dtype(np.float32 if dtype == bfloat16 else dtype)
+    c, ones = np.arange(C), np.ones(C)
+    equal = [level * ones for level in (0.0, 10.1, -1000.1, 12345.678, 1e30)]
+    near = [1000.1 + 0.5 * (c == C // 2), 1000.1 + 0.5 * (c == 0), 1000.1 + 0.1 * (c % 2), 10.1 + 0.01 * (c % 2),
+            100 + 0.01 * (c % 3), 1e6 * (c == 0) + 0.1 * c / C]  # fmt: skip
+    x = np.array(equal + near).astype(dtype)
+    gy, weight = normal(*x.shape).astype(dtype), (normal(C, seed=1) + 1).astype(real)
+    exact = x.astype(np.float64) - x[:, :1].astype(np.float64)  # of which the layer norm is the same
+    expected = layer_norm(get_backend("numpy"), gy.astype(np.float64), exact, weight.astype(np.float64), None)
+    results = []
+    for order in ORDERS:
+        with thread_order(order):
+            got = layer_norm(cuda, *(cuda.asarray(a) for a in (gy, x, weight)), None)
+            results.append([cuda.to_numpy(a) for a in got])
+    assert len({b"".join(a.tobytes() for a in result) for result in results}) == 1
+    rtol, atol = TOLERANCE[dtype]
+    for got, want in zip(results[0], expected, strict=True):
+        got, want = got.astype(np.float64).reshape(-1, C), want.reshape(-1, C)
+        scale = np.maximum(1.0, np.abs(want).max(1, keepdims=True))  # of each row by itself
+        np.testing.assert_allclose(got / scale, want / scale, rtol, atol)
+    y = results[0][0].astype(np.float64)
+    assert not y[: len(equal)].any()
+
+
+def test_layer_norm_of_equal_numbers_without_eps_is_undefined_there_alone(cuda):
+    gy, x, weight = normal(3, 40), normal(3, 40), normal(40)
+    x[1] = 10.1
+    results = []
+    for rows in ([0, 1, 2], [0, 2]):
+        y, saved = cuda.layer_norm(cuda.asarray(x[rows]), cuda.asarray(weight), None, 0.0)
+        gx, _, _ = cuda.layer_norm_vjp(cuda.asarray(gy[rows]), saved, cuda.asarray(weight), False)
+        results.append((cuda.to_numpy(y), cuda.to_numpy(gx)))
+    for got, want in zip(*results, strict=True):
+        assert np.isnan(got[1]).all()
+        np.testing.assert_array_equal(got[[0, 2]], want)
+
+
+LONG = {  # name -> call, rows
+    "sum_rows": (lambda be, x: be.sum_rows(x), 1_000_000),
+    "l2_norm": (lambda be, x: be.l2_norm(x.reshape(-1)), 1_000_000),
+    "linear_vjp": (lambda be, x: be.linear_vjp(x, x, be.xp.zeros((1, 1), x.dtype), True, False)[2], 1_000_000),
+    "layer_norm_vjp": (lambda be, x: be.layer_norm_vjp(x, be.layer_norm(x, None, None, 1.0)[1], None, True)[2], 70_000),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16])
+@pytest.mark.parametrize("name", LONG)
+def test_long_sums_are_precise(name, dtype, cuda):
+    call, rows = LONG[name]
+    x = np.full((rows, 1), 0.3, dtype)
+    got = cuda.to_numpy(call(cuda, cuda.asarray(x))).reshape(-1)[0]
+    want = float(x[0, 0]) * (math.sqrt(rows) if name == "l2_norm" else rows)
+    assert got.dtype == np.float32
+    assert abs(got - want) < 5e-7 * want  # and 1e-3 of it where each is added to the sum of all before
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_sum_with_an_infinite_term_is_infinite(value, cuda):
+    x = normal(700, 3).astype(np.float32)
+    x[40, 1] = value
+    np.testing.assert_array_equal(np.isfinite(cuda.to_numpy(cuda.sum_rows(cuda.asarray(x)))), [True, False, True])
+    np.testing.assert_equal(cuda.to_numpy(cuda.sum_rows(cuda.asarray(x)))[1], np.float32(value))
+    np.testing.assert_equal(cuda.to_numpy(cuda.l2_norm(cuda.asarray(x.reshape(-1)))), np.abs(np.float32(value)))

@@ -195,7 +195,7 @@ class CupyBackend(Backend):
     @kernel_method
     def layer_norm(self, x, weight, bias, eps):
         x, C = self._contiguous(x), x.shape[-1]  # noqa: N806
-        N = x.size // C  # noqa: N806
+        N = x.size // max(C, 1)  # noqa: N806
         y, (mean, rstd) = self.xp.empty(x.shape, x.dtype), (self.xp.empty(N, _real(x.dtype)) for _ in range(2))
         weight, bias = (self._contiguous(p, mean.dtype) for p in (weight, bias))
         args = x, weight, bias, y, mean, rstd, N, C, float(eps)
@@ -205,10 +205,10 @@ class CupyBackend(Backend):
     @kernel_method
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
         (x, mean, rstd), C = saved, gy.shape[-1]  # noqa: N806
-        N, gx = gy.size // C, self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
+        N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
         warp_bytes = 2 * C * mean.itemsize
-        warps = max(1, min(4, SHARED_BYTES // warp_bytes))
-        blocks = min(1024, -(-N // warps))
+        warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
+        blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
         wanted = weight is not None or has_bias
         sums = self.xp.empty((blocks, 2 * C), mean.dtype) if wanted else None
         args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
