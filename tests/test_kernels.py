@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import thread_order
 from ml_dtypes import bfloat16
+from strict_cuda import logged
 from tolerances import TOLERANCES
 
 from tensorlite import get_backend, random
@@ -89,7 +90,10 @@ for N, V in ((1, 3), (40, 65), (3, 1500)):
     for rows in {1, N}:
         case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, 4 * normal(N, V), targets, normal(rows))
 
-for rows, N, C in ((600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40)):
+for rows, N, C in (
+    (600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40), (1, 1, 1), (1, 40, 33), (512, 2, 31),
+    (3, 70, 1030), (600, 5, 1030), (40, 320, 32),
+):  # fmt: skip
     used = ids(min(rows, 30), N) * (rows // 30 or 1)
     case(f"embedding_vjp {rows} {N} {C}", lambda be, gy, i, n=rows: [be.embedding_vjp(gy, i, n)], normal(N, C), used)
 
@@ -299,6 +303,8 @@ LONG = {  # name -> call, rows
     "l2_norm": (lambda be, x: be.l2_norm(x.reshape(-1)), 1_000_000),
     "linear_vjp": (lambda be, x: be.linear_vjp(x, x, be.xp.zeros((1, 1), x.dtype), True, False)[2], 1_000_000),
     "layer_norm_vjp": (lambda be, x: be.layer_norm_vjp(x, be.layer_norm(x, None, None, 1.0)[1], None, True)[2], 70_000),
+    "embedding_vjp": (lambda be, x: be.embedding_vjp(x, be.xp.zeros(len(x), np.int64), 3), 100_000),
+    "embedding_vjp, many rows": (lambda be, x: be.embedding_vjp(x, be.xp.zeros(len(x), np.int64), 9_000), 30_000),
 }
 
 
@@ -320,3 +326,28 @@ def test_a_sum_with_an_infinite_term_is_infinite(value, cuda):
     np.testing.assert_array_equal(np.isfinite(cuda.to_numpy(cuda.sum_rows(cuda.asarray(x)))), [True, False, True])
     np.testing.assert_equal(cuda.to_numpy(cuda.sum_rows(cuda.asarray(x)))[1], np.float32(value))
     np.testing.assert_equal(cuda.to_numpy(cuda.l2_norm(cuda.asarray(x.reshape(-1)))), np.abs(np.float32(value)))
+
+
+# -- what masks hide, and what is to stay in its row --
+
+BAD = (math.nan, math.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "N"), [(3, 90), (600, 90)])
+def test_a_gradient_reaches_no_row_but_its_own(rows, N, dtype, cuda):  # noqa: N803
+    for bad in BAD:
+        used, gy = ids(3, N), normal(N, 5).astype(dtype)
+        gy[used == 1] = bad
+        gweight = cuda.to_numpy(cuda.embedding_vjp(cuda.asarray(gy), cuda.asarray(used), rows))
+        assert np.isfinite(np.delete(gweight, 1, axis=0)).all()
+        np.testing.assert_array_equal(gweight[1], np.full(5, bad))
+
+
+def test_a_table_s_gradient_is_made_in_little_memory(device):
+    gy, used = device.asarray(normal(3000, 2)), device.asarray(ids(500, 3000))
+    for rows in (10, 500, 700):
+        with logged() as launches:
+            device.embedding_vjp(gy, used, rows)
+        assert len(launches) <= 2
+        assert max(math.prod(shape) for _, *arrays in launches for shape, *_ in arrays) <= gy.size

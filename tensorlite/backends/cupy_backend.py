@@ -220,14 +220,15 @@ class CupyBackend(Backend):
 
     @kernel_method
     def embedding_vjp(self, gy, ids, rows):
-        C = gy.shape[-1]  # noqa: N806
-        ids, threads = self._contiguous(ids, np.int64), min(THREADS, -(-C // WARP) * WARP)
-        if rows <= 512:  # as a product with the one-hot matrix: a few rows keep few blocks busy
-            onehot = (ids.reshape(-1, 1) == self.xp.arange(rows)).astype(gy.dtype)
-            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, dtype=_real(gy.dtype), exact=True)
+        gy, ids, N, C = self._contiguous(gy), self._contiguous(ids, np.int64), ids.size, gy.shape[-1]  # noqa: N806
+        threads = max(THREADS, _row_threads(C))
+        pieces, slabs = -(-C // threads), min(32, N // (4 * max(rows, 1)))  # their sums are a quarter of gy at most
+        if slabs > 1:
+            sums = self.xp.empty((slabs, rows * C), _real(gy.dtype))
+            self._launch("embedding_vjp_of_rows", gy.dtype, (rows, pieces, slabs), threads, gy, ids, sums, N, C)
+            return self._sum_of_sums(sums, gy.dtype).reshape(rows, C)
         gweight = self.xp.zeros((rows, C), _real(gy.dtype))
-        args = self._contiguous(gy), ids, gweight, ids.size, C, rows
-        self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, *args)
+        self._launch("embedding_vjp", gy.dtype, (N, pieces), threads, gy, ids, gweight, N, C, rows)
         return gweight
 
     @kernel_method
@@ -356,7 +357,7 @@ def _pitch(x) -> int:
 
 def _row_threads(length: int) -> int:
     """Threads of a block that takes a row of this length."""
-    return min(1024, -(-length // WARP) * WARP)
+    return max(WARP, min(1024, -(-length // WARP) * WARP))
 
 
 def load() -> CupyBackend:
