@@ -39,7 +39,7 @@ def case(name, call, *arrays, tolerance=TOLERANCE):
     CASES[name] = call, arrays, tolerance
 
 
-for n in (1, 7, 1000):
+for n in (0, 1, 7, 33, 1000):
     for kernel in ("relu", "gelu", "gelu_tanh"):
         case(f"{kernel} {n}", lambda be, x, kernel=kernel: activation(be, kernel, x), 3 * normal(n))
     for kernel in ("relu_vjp", "gelu_vjp", "gelu_tanh_vjp"):
@@ -68,14 +68,14 @@ def layer_norm(be, gy, x, weight, bias):
     return [y, *(g for g in gradients if g is not None)]
 
 
-for shape in ((1, 1), (1, 31), (1, 32), (5, 7), (2, 3, 96), (300, 40), (3, 1000), (5000, 10), (2, 7000)):
+for shape in ((0, 8), (1, 1), (1, 31), (1, 32), (5, 7), (2, 3, 96), (300, 40), (3, 1000), (5000, 10), (2, 7000)):
     x, gy, parameters = normal(*shape) + 2, normal(*shape, seed=1), (normal(shape[-1]) + 1, normal(shape[-1], seed=1))
     case(f"layer_norm {shape}", layer_norm, gy, x, *parameters)
 case("layer_norm, far from zero", lambda be, x: [be.layer_norm(x, None, None, 1e-5)[0]], normal(20, 100) + 300)
 case("layer_norm, no bias", lambda be, gy, x, w: layer_norm(be, gy, x, w, None), normal(4, 9), normal(4, 9), normal(9))
 case("layer_norm, bare", lambda be, gy, x: layer_norm(be, gy, x, None, None), normal(4, 9), normal(4, 9))
 
-for shape in ((1, 3), (1, 31), (300, 70), (513, 32), (3000, 100)):
+for shape in ((0, 33), (4, 0), (1, 3), (1, 31), (300, 70), (513, 32), (3000, 100)):
     case(f"sum_rows {shape}", lambda be, x: [be.sum_rows(x)], normal(*shape))
 
 
@@ -84,14 +84,14 @@ def cross_entropy(be, logits, targets, gy):
     return [losses, be.cross_entropy_vjp(gy, saved, targets, -100)]
 
 
-for N, V in ((1, 3), (40, 65), (3, 1500)):
+for N, V in ((0, 3), (1, 1), (1, 3), (40, 65), (3, 1500)):
     targets = ids(V, N)
     targets[1::3] = -100
-    for rows in {1, N}:
+    for rows in {1, N or 1}:
         case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, 4 * normal(N, V), targets, normal(rows))
 
 for rows, N, C in (
-    (600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40), (1, 1, 1), (1, 40, 33), (512, 2, 31),
+    (600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40), (1, 1, 1), (1, 40, 33), (512, 2, 31), (7, 0, 3),
     (3, 70, 1030), (600, 5, 1030), (40, 320, 32),
 ):  # fmt: skip
     used = ids(min(rows, 30), N) * (rows // 30 or 1)
@@ -108,7 +108,7 @@ def attention(be, gy, q, k, v, mask, causal):
 
 
 for causal in (False, True):
-    for T, S, D, E in ((1, 1, 1, 1), (5, 9, 4, 3), (40, 300, 8, 8), (300, 300, 4, 4)):
+    for T, S, D, E in ((1, 1, 1, 1), (1, 33, 4, 4), (5, 9, 4, 3), (40, 300, 8, 8), (300, 300, 4, 4)):
         arrays = normal(2, 3, T, E), normal(2, 3, T, D), normal(2, 3, S, D, seed=1), normal(2, 3, S, E, seed=2)
         case(f"attention {T} {S} {D} {E} {causal}",
              lambda be, gy, q, k, v, causal=causal: attention(be, gy, q, k, v, None, causal),
@@ -135,13 +135,13 @@ def adamw(be, p, g, m, v, rates, scale):
     return [p, m, v]
 
 
-for n in (1, 1000):
+for n in (0, 1, 1000):
     state = *(normal(n, seed=i) for i in range(3)), normal(n, seed=3) ** 2
     rates = np.array([1e-2, 3e-2, 1e-8])
     case(f"adamw_step {n}", adamw, *state, rates, np.array(0.5))
     case(f"adamw_step {n}, unscaled", lambda be, *a: adamw(be, *a, 1.0), *state, rates)
     case(f"adamw_step {n}, numbers", lambda be, *a: adamw(be, *a, (1e-2, 3e-2, 1e-8), 0.5), *state)
-for n in (1, 1000, 300_000):
+for n in (0, 1, 1000, 300_000):
     case(f"l2_norm {n}", lambda be, x: [be.l2_norm(x)], normal(n))
 
 # Which results are in float32 where the arrays are in bfloat16: sums, and the gradients of parameters.
@@ -253,6 +253,73 @@ def test_what_is_no_symbol_spoils_nothing_but_its_own_row(cuda):
     gweight = cuda.embedding_vjp(cuda.asarray(np.ones((3, 2), np.float32)), ids, 600)
     assert cuda.to_numpy(gweight)[3].tolist() == [1, 1]
     assert cuda.to_numpy(gweight).sum() == 2
+
+
+# -- what has an axis of length 0 --
+
+
+def linear(be, x, w, b, gy):
+    return [be.linear(x, w, b), *be.linear_vjp(gy, x, w, True, True)]
+
+
+EMPTY = {  # name -> call, the shapes that it takes, the shapes of the zeros that it gives; "ids" are of integers
+    "relu_vjp": (lambda be, gy, y: [be.relu_vjp(gy, y)], ((2, 0), (2, 0)), ((2, 0),)),
+    "dropout": (lambda be, x, r: [be.dropout(x, be.xp.ones((0,), bool), 2.0, r)], ((0,), (0,)), ((0,),)),
+    "linear, no rows": (linear, ((2, 0, 3), (4, 3), (4,), (2, 0, 4)), ((2, 0, 4), (2, 0, 3), (4, 3), (4,))),
+    "linear, no inputs": (linear, ((2, 3, 0), (4, 0), (4,), (2, 3, 4)), ((2, 3, 4), (2, 3, 0), (4, 0), (4,))),
+    "linear, no outputs": (linear, ((2, 3, 4), (0, 4), (0,), (2, 3, 0)), ((2, 3, 0), (2, 3, 4), (0, 4), (0,))),
+    "sum_rows": (lambda be, x: [be.sum_rows(x)], ((0, 3),), ((3,),)),
+    "layer_norm, no rows": (layer_norm, ((2, 0, 3), (2, 0, 3), (3,), (3,)), ((2, 0, 3), (2, 0, 3), (3,), (3,))),
+    "layer_norm, no columns": (layer_norm, ((2, 3, 0), (2, 3, 0), (0,), (0,)), ((2, 3, 0), (2, 3, 0), (0,), (0,))),
+    "embedding_vjp, no ids": (lambda be, gy, i: [be.embedding_vjp(gy, i, 5)], ((2, 0, 3), "ids"), ((5, 3),)),
+    "embedding_vjp, no columns": (lambda be, gy, i: [be.embedding_vjp(gy, i, 5)], ((2, 90, 0), "ids"), ((5, 0),)),
+    "embedding_vjp, no table": (lambda be, gy, i: [be.embedding_vjp(gy, i, 0)], ((2, 0, 3), "ids"), ((0, 3),)),
+    "cross_entropy": (cross_entropy, ((0, 5), "ids", (1,)), ((0,), (0, 5))),
+    "l2_norm": (lambda be, x: [be.l2_norm(x)], ((0,),), ((),)),
+    "adamw_step": (lambda be, *a: adamw(be, *a, (1e-2, 3e-2, 1e-8), 0.5), ((0,),) * 4, ((0,),) * 3),
+}
+for what, (B, H, T, S, D, E) in {
+    "no queries": (2, 3, 0, 5, 4, 4),
+    "no keys": (2, 3, 5, 0, 4, 4),
+    "neither": (2, 3, 0, 0, 4, 4),
+    "no batch": (0, 3, 5, 5, 4, 4),
+    "no heads": (2, 0, 5, 5, 32, 32),
+    "no values": (2, 3, 1, 5, 4, 0),
+    "no queries for flash attention": (2, 3, 0, 5, 32, 32),
+    "no keys for flash attention": (2, 3, 5, 0, 32, 32),
+}.items():
+    q, k, v, y = ((B, H, *rest) for rest in ((T, D), (S, D), (S, E), (T, E)))
+    for dropped in (False, True):
+        EMPTY[f"attention, {what}" + ", dropout" * dropped] = (
+            lambda be, gy, q, k, v, d=dropped: attention(
+                be, gy, q, k, v, be.xp.ones((*k.shape[:-1], q.shape[-2]), bool) if d else None, False
+            ),
+            (y, q, k, v),
+            (y, q, k, v),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_axis_of_length_0_gives_zeros(name, dtype, cuda):
+    call, taken, given = EMPTY[name]
+    arrays = [ids(5, *taken[0][:-1]) if shape == "ids" else normal(*shape).astype(dtype) for shape in taken]
+    if "linear" in name:
+        arrays[2] *= 0  # the bias
+        arrays[3] *= 0 if name == "linear, no inputs" else 1  # gy, whose sum is the bias's gradient
+    results = [cuda.to_numpy(x) for x in call(cuda, *map(cuda.asarray, arrays))]
+    assert [x.shape for x in results] == list(given)
+    assert not any(x.astype(np.float64).any() for x in results)
+
+
+def test_without_channels_every_key_weighs_the_same(cuda):
+    q, k, v = (cuda.asarray(normal(2, n, 0 if n < 5 else 3, seed=n)) for n in (2, 4, 5))
+    k, v = k[:, :4], v[:, :4]
+    gy = cuda.asarray(normal(2, 2, 3))
+    y, gq, gk, gv = (cuda.to_numpy(a) for a in attention(cuda, gy, q, k, v, None, False))
+    np.testing.assert_allclose(y, cuda.to_numpy(v).mean(1, keepdims=True) + np.zeros((2, 2, 1)), 1e-12)
+    np.testing.assert_allclose(gv, cuda.to_numpy(gy).sum(1, keepdims=True) / 4 + np.zeros((2, 4, 1)), 1e-12, 1e-15)
+    assert (gq.shape, gk.shape) == (q.shape, k.shape)
 
 
 # -- rows far from zero, and long sums --

@@ -1,8 +1,8 @@
 """The GPU backend: CuPy for arrays, cuBLAS for products, and kernels of our own (`cuda/*.cu`) for what a training step
 consists of besides. This is the only module that imports cupy.
 
-A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes, and for
-arrays without elements, the portable version serves.
+A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes the portable
+version serves.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def kernel_method(method):
 
     @functools.wraps(method)
     def choose(self, x, *args, **kwargs):
-        chosen = method if _has_kernels(x.dtype) and x.size else portable
+        chosen = method if _has_kernels(x.dtype) else portable
         return chosen(self, x, *args, **kwargs)
 
     return choose
@@ -103,17 +103,18 @@ class CupyBackend(Backend):
 
     @kernel_method
     def linear(self, x, w, b):
-        y = self._empty_rows(x.size // w.shape[1], w.shape[0], x.dtype)
+        x2 = _rows(x)
+        y = self._empty_rows(x2.shape[0], w.shape[0], x.dtype)
         if b is not None:
             y[...] = b
-        self._gemm(x.reshape(-1, w.shape[1]), w, trans_b=True, out=y, accumulate=b is not None)
+        self._gemm(x2, w, trans_b=True, out=y, accumulate=b is not None)
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     @kernel_method
     def linear_vjp(self, gy, x, w, has_bias, need_gx):
-        gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+        gy2 = _rows(gy)
         gx = self._gemm(gy2, w).reshape(x.shape) if need_gx else None
-        gw = self._gemm(gy2, x2, trans_a=True, dtype=_real(x.dtype))
+        gw = self._gemm(gy2, _rows(x), trans_a=True, dtype=_real(x.dtype))
         return gx, gw, self.sum_rows(gy2) if has_bias else None
 
     @kernel_method
@@ -309,6 +310,8 @@ class CupyBackend(Backend):
     # -- launching --
 
     def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args, shared: int = 0) -> None:
+        if 0 in blocks:  # there is nothing to do, and CUDA takes no such grid
+            return
         function, args = self._kernels(kernel, dtype), null_pointers(args)
         if shared > SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = shared
@@ -329,7 +332,7 @@ class CupyBackend(Backend):
         whether attention is causal, and the two scales."""
         (*arrays, causal, scale, keep_scale), (S, T) = args, scores.shape[-2:]  # noqa: N806
         args = scores, *arrays, S, T, int(causal), float(scale), float(keep_scale)
-        self._launch(kernel, scores.dtype, (scores.size // (S * T), -(-T // THREADS)), THREADS, *args)
+        self._launch(kernel, scores.dtype, (math.prod(scores.shape[:-2]), -(-T // THREADS)), THREADS, *args)
 
     def _empty_rows(self, rows: int, columns: int, dtype):
         """A matrix whose rows begin at multiples of 16 bytes, without which cuBLAS cannot use the fast ways to load."""
@@ -348,6 +351,11 @@ class CupyBackend(Backend):
 def _real(dtype):
     """What a kernel computes in, and makes sums and weights' gradients of, for arrays of this dtype."""
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+
+
+def _rows(x):
+    """x (..., C) as a matrix (N, C)."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _pitch(x) -> int:
