@@ -398,6 +398,117 @@ def test_a_sum_with_an_infinite_term_is_infinite(value, cuda):
 # -- what masks hide, and what is to stay in its row --
 
 BAD = (math.nan, math.inf)
+ATTENTION = [(np.float64, 4), (np.float32, 4), (bfloat16, 4), (bfloat16, 32), (bfloat16, 64), (bfloat16, 128)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", BAD)
+def test_what_a_mask_hides_may_be_anything(bad, dtype, cuda):
+    real = np.float32 if dtype == bfloat16 else dtype
+
+    def same(call, hidden, *arrays):
+        """Whether call gives the same, and numbers, when the first array has `bad` where `hidden`."""
+        spoilt = arrays[0].copy()
+        spoilt[hidden] = bad
+        got, want = (call(cuda.asarray(a), *map(cuda.asarray, arrays[1:])) for a in (spoilt, arrays[0]))
+        for x, y in zip(got, want, strict=True):
+            assert np.isfinite(cuda.to_numpy(y).astype(np.float64)).all()
+            np.testing.assert_array_equal(cuda.to_numpy(x), cuda.to_numpy(y))
+
+    x, y, kept = normal(50).astype(dtype), normal(50, seed=1).astype(dtype), keep(50)
+    same(lambda gy, y: [cuda.relu_vjp(gy, y)], y <= 0, x, y)
+    same(lambda x, k, r: [cuda.dropout(x, k, 1.25, r)], ~kept, x, kept, y)
+    place = random.Place(3, random.DROPOUT, 7, 2, 0)
+    drawn = get_backend("numpy").dropout_mask(place, (50,), 0.3)[0]
+    same(lambda x, r: [cuda.draw_dropout(x, place, 0.3, r)[0]], ~drawn, x, y)
+
+    logits, targets, gy = normal(4, 9).astype(dtype), np.array([3, -100, 0, -100]), normal(4).astype(real)
+    same(lambda *a: cross_entropy(cuda, *a), targets < 0, logits, targets, gy)
+    same(lambda gy, *a: cross_entropy(cuda, *a, gy)[1:], targets < 0, gy, logits, targets)
+
+    T, S = 5, 9  # noqa: N806
+    unseen, kept = np.arange(S)[:, None] > np.arange(T) + S - T, keep(S, T)
+    scores, probs = (normal(S, T, seed=i).astype(dtype) for i in range(2))
+
+    def softmax(scores):
+        cuda._launch_columns("attention_softmax", scores, None, scores, True, 0.3, 1.0)
+        return [scores]
+
+    def softmax_vjp(g, probs, kept):
+        cuda._launch_columns("attention_softmax_vjp", g, probs, kept, True, 0.3, 1.25)
+        return [g]
+
+    same(softmax, unseen, scores)
+    same(softmax_vjp, unseen | ~kept, scores, probs, kept)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("T", [5, 70])
+@pytest.mark.parametrize(("dtype", "D"), ATTENTION)
+def test_no_query_meets_a_key_that_it_does_not_see(dtype, D, T, bad, cuda):  # noqa: N803
+    S = T + 1  # noqa: N806
+    gy, q, k, v = (normal(2, 1, n, D, seed=i).astype(dtype) for i, n in enumerate((T, T, S, S)))
+    kept = np.ones((2, 1, S, T), bool)
+    kept[:, :, 2] = False  # a key that all have dropped
+    device = [cuda.asarray(a) for a in (gy, q, k, v, kept)]
+    y, *gradients = (cuda.to_numpy(a) for a in attention(cuda, *device, True))
+    gy, q, k, v, kept = device
+    _, saved = cuda.attention(q, k, v, True, 0.3, kept, 1.25)
+
+    spoilt = cuda.to_numpy(k)
+    spoilt[:, :, -1] = bad  # that only the last query sees
+    got = cuda.to_numpy(cuda.attention(q, cuda.asarray(spoilt), v, True, 0.3, kept, 1.25)[0])
+    np.testing.assert_array_equal(got[:, :, :-1], y[:, :, :-1])
+    spoilt = cuda.to_numpy(v)
+    spoilt[:, :, 2] = bad
+    got = cuda.attention_vjp(gy, q, k, cuda.asarray(spoilt), saved, 0.3, 1.25)
+    for a, want in zip(got, gradients, strict=True):
+        np.testing.assert_array_equal(cuda.to_numpy(a), want)
+    spoilt = cuda.to_numpy(v)
+    spoilt[:, :, -1] = bad
+    got = cuda.attention_vjp(gy, q, k, cuda.asarray(spoilt), saved, 0.3, 1.25)
+    np.testing.assert_array_equal(cuda.to_numpy(got[0])[:, :, :-1], gradients[0][:, :, :-1])
+    spoilt = cuda.to_numpy(q)
+    spoilt[:, :, 0] = bad  # it sees two keys
+    _, saved = cuda.attention(cuda.asarray(spoilt), k, v, True, 0.3, kept, 1.25)
+    got = cuda.to_numpy(cuda.attention_vjp(gy, cuda.asarray(spoilt), k, v, saved, 0.3, 1.25)[2])
+    np.testing.assert_array_equal(got[:, :, 2:], gradients[2][:, :, 2:])
+
+
+def token(be, qkv, cache):
+    return attention_of_next(be, qkv, cache, be.asarray(np.array([7])))
+
+
+ALONE = {  # name -> call, shapes of the arrays, of which each sequence or row is to stay by itself
+    "layer_norm": (lambda be, gy, x: layer_norm(be, gy, x, None, None), ((3, 40), (3, 40))),
+    "cross_entropy": (lambda be, x: cross_entropy(be, x, be.asarray(ids(9, 3)), be.xp.ones(1, x.dtype)), ((3, 9),)),
+    "attention_of_next": (lambda be, x, c: token(be, x, c.swapaxes(0, 1))[:1], ((3, 1, 36), (3, 2, 2, 10, 6))),
+    **{
+        f"attention {T} {S} {D}{', dropout' * dropped}": (
+            lambda be, *a, d=dropped: attention(be, *a, be.asarray(keep(3, 2, a[2].shape[2], a[1].shape[2]))
+                                                if d else None, True),
+            ((3, 2, T, D), (3, 2, T, D), (3, 2, S, D), (3, 2, S, D)),
+        )
+        for T, S, D in ((5, 9, 4), (5, 9, 32), (70, 100, 64), (40, 40, 128))
+        for dropped in (False, True)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", ALONE)
+def test_a_spoilt_sequence_spoils_no_other(name, bad, cuda):
+    call, shapes = ALONE[name]
+    for dtype in DTYPES if "attention" not in name or " 4" in name else (bfloat16,):
+        arrays = [normal(*shape, seed=i).astype(dtype) for i, shape in enumerate(shapes)]
+        clean = [cuda.to_numpy(a) for a in call(cuda, *map(cuda.asarray, arrays))]
+        for i in range(len(arrays)):
+            spoilt = [a.copy() for a in arrays]
+            spoilt[i][1] = bad
+            results = [cuda.to_numpy(a) for a in call(cuda, *map(cuda.asarray, spoilt))]
+            for got, want in zip(results, clean, strict=True):
+                np.testing.assert_array_equal(got[[0, 2]], want[[0, 2]])
+            assert not all(np.isfinite(got.astype(np.float64)).all() for got in results), "the error is hidden"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -418,3 +529,33 @@ def test_a_table_s_gradient_is_made_in_little_memory(device):
             device.embedding_vjp(gy, used, rows)
         assert len(launches) <= 2
         assert max(math.prod(shape) for _, *arrays in launches for shape, *_ in arrays) <= gy.size
+
+
+# -- a query's only key --
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+@pytest.mark.parametrize(("dtype", "D"), ATTENTION)
+def test_a_query_s_only_key_gives_its_value_and_takes_no_gradient(dtype, D, size, cuda):  # noqa: N803
+    for T, S, causal in ((1, 1, True), (1, 1, False), (130, 1, False), (9, 9, True), (70, 70, True)):  # noqa: N806
+        gy, q, k, v = (normal(2, 2, n, D, seed=i) for i, n in enumerate((T, T, S, S)))
+        arrays = [a.astype(dtype) for a in (gy, size * q, size * k, v)]
+        for kept in (None, keep(2, 2, S, T)):
+            kept = None if kept is None else cuda.asarray(kept)
+            y, gq, gk, gv = (cuda.to_numpy(a) for a in attention(cuda, *map(cuda.asarray, arrays), kept, causal))
+            alone = slice(0, 1) if causal else slice(None)
+            if kept is None:
+                np.testing.assert_array_equal(y[:, :, alone], np.broadcast_to(arrays[3], y.shape)[:, :, alone]
+                                              if S == 1 else arrays[3][:, :, :1])  # fmt: skip
+            assert not gq[:, :, alone].astype(np.float64).any()
+            if S == 1:
+                assert not gk.astype(np.float64).any()
+            if T == 1 and kept is None:
+                np.testing.assert_array_equal(gv, arrays[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_token_gathers_its_own_value(dtype, cuda):
+    qkv, cache = (100 * normal(2, 1, 3 * 3 * 5)).astype(dtype), np.full((2, 2, 3, 4, 5), math.nan).astype(dtype)
+    y = cuda.attention_of_next(cuda.asarray(qkv), cuda.asarray(cache), cuda.asarray(np.array([0])), 0.4)
+    np.testing.assert_array_equal(cuda.to_numpy(y), qkv[:, :, -15:])

@@ -25,7 +25,11 @@ typedef unsigned long long u64;
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif
 
-constexpr Real LOWEST = -3.0e38f;  // less than any number met, and still a number: LOWEST - LOWEST is not NaN
+#if STORAGE == 64
+constexpr Real LOWEST = -1.7976931348623157e308;  // of all numbers, and still one: LOWEST - LOWEST is not NaN
+#else
+constexpr Real LOWEST = -3.4028234663852886e38f;
+#endif
 constexpr int WARP = 32;
 
 __device__ inline Real real(double x) { return (Real)x; }
