@@ -96,6 +96,8 @@ def find_allocation(pointer: int) -> np.ndarray | None:
 
 def _check_guards(name: str, arrays) -> None:
     for array in arrays:
+        if not array.size:
+            continue
         start, _, size = _find(array.ctypes.data)
         if not (_bytes(start - GUARD, GUARD) == PATTERN).all() or not (_bytes(start + size, GUARD) == PATTERN).all():
             raise MisuseError(f"{name} wrote beside an array of shape {array.shape}")

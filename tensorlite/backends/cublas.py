@@ -45,15 +45,13 @@ class Gemm:
         self._handle = self._stream = None
         self._workspaces = {}
 
-    def __call__(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False, dtype=None, exact=False):
+    def __call__(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False, dtype=None):
         """a @ b over the last two axes, either one transposed first; leading axes broadcast.
 
         a (..., M, K), b (..., K, N) as they are after the transposition. The result (..., M, N) goes into `out`, which
         shares no memory with a and b, or with `accumulate` is added to it; without `out` into a new array of `dtype`,
         a's unless given. float64, float32, and bfloat16 with a result of bfloat16 or float32, all but the first summed
         in float32; any other dtype is left to CuPy. Inputs of two dtypes are promoted as NumPy does.
-
-        exact: not in TF32, whatever `tf32` says.
 
         An operand is copied only if neither of its last two axes is contiguous, or it repeats or reverses elements.
         """
@@ -77,23 +75,23 @@ class Gemm:
         size, out_size = a.itemsize, out.itemsize
         if not _fits(shape, out.strides, out_size):
             y = self._cupy.ascontiguousarray(out) if accumulate else self._cupy.empty(shape, out.dtype)
-            out[...] = self(a, b, trans_a, trans_b, y, accumulate, exact=exact)
+            out[...] = self(a, b, trans_a, trans_b, y, accumulate)
             return out
         if not _fits(a.shape, a.strides, size):
             a = self._cupy.ascontiguousarray(a)
         if not _fits(b.shape, b.strides, size):
             b = self._cupy.ascontiguousarray(b)
         plan = _plan(shape, k, a.shape, a.strides, b.shape, b.strides, out.strides, size, out_size, trans_a, trans_b)
-        self._run(plan, types, a.data.ptr, b.data.ptr, out.data.ptr, accumulate, self.tf32 and not exact)
+        self._run(plan, types, a.data.ptr, b.data.ptr, out.data.ptr, accumulate)
         return out
 
-    def _run(self, plan, types, a, b, out, accumulate, tf32):
+    def _run(self, plan, types, a, b, out, accumulate):
         """The cuBLAS calls of a plan, on pointers."""
         swapped, trans_a, trans_b, m, n, k, lda, ldb, ldc, count, (step_a, step_b, step_c), offsets = plan
         if swapped:
             a, b = b, a
         in_type, out_type, compute = types
-        if tf32 and in_type == 0:
+        if self.tf32 and in_type == 0:
             compute = "tf32"
         compute, zero, one = self._compute[compute]
         beta, ops, algo = one if accumulate else zero, self._ops, self._algo

@@ -1,8 +1,8 @@
 """The GPU backend: CuPy for arrays, cuBLAS for products, and kernels of our own (`cuda/*.cu`) for what a training step
 consists of besides. This is the only module that imports cupy.
 
-A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes, and for
-arrays without elements, the portable version serves.
+A kernel computes in the precision of the dtype it is given, but for bfloat16 in float32. For other dtypes the portable
+version serves.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def kernel_method(method):
 
     @functools.wraps(method)
     def choose(self, x, *args, **kwargs):
-        chosen = method if _has_kernels(x.dtype) and x.size else portable
+        chosen = method if _has_kernels(x.dtype) else portable
         return chosen(self, x, *args, **kwargs)
 
     return choose
@@ -103,17 +103,18 @@ class CupyBackend(Backend):
 
     @kernel_method
     def linear(self, x, w, b):
-        y = self._empty_rows(x.size // w.shape[1], w.shape[0], x.dtype)
+        x2 = _rows(x)
+        y = self._empty_rows(x2.shape[0], w.shape[0], x.dtype)
         if b is not None:
             y[...] = b
-        self._gemm(x.reshape(-1, w.shape[1]), w, trans_b=True, out=y, accumulate=b is not None)
+        self._gemm(x2, w, trans_b=True, out=y, accumulate=b is not None)
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     @kernel_method
     def linear_vjp(self, gy, x, w, has_bias, need_gx):
-        gy2, x2 = gy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+        gy2 = _rows(gy)
         gx = self._gemm(gy2, w).reshape(x.shape) if need_gx else None
-        gw = self._gemm(gy2, x2, trans_a=True, dtype=_real(x.dtype))
+        gw = self._gemm(gy2, _rows(x), trans_a=True, dtype=_real(x.dtype))
         return gx, gw, self.sum_rows(gy2) if has_bias else None
 
     @kernel_method
@@ -195,7 +196,7 @@ class CupyBackend(Backend):
     @kernel_method
     def layer_norm(self, x, weight, bias, eps):
         x, C = self._contiguous(x), x.shape[-1]  # noqa: N806
-        N = x.size // C  # noqa: N806
+        N = x.size // max(C, 1)  # noqa: N806
         y, (mean, rstd) = self.xp.empty(x.shape, x.dtype), (self.xp.empty(N, _real(x.dtype)) for _ in range(2))
         weight, bias = (self._contiguous(p, mean.dtype) for p in (weight, bias))
         args = x, weight, bias, y, mean, rstd, N, C, float(eps)
@@ -205,10 +206,10 @@ class CupyBackend(Backend):
     @kernel_method
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
         (x, mean, rstd), C = saved, gy.shape[-1]  # noqa: N806
-        N, gx = gy.size // C, self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
+        N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
         warp_bytes = 2 * C * mean.itemsize
-        warps = max(1, min(4, SHARED_BYTES // warp_bytes))
-        blocks = min(1024, -(-N // warps))
+        warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
+        blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
         wanted = weight is not None or has_bias
         sums = self.xp.empty((blocks, 2 * C), mean.dtype) if wanted else None
         args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
@@ -220,14 +221,15 @@ class CupyBackend(Backend):
 
     @kernel_method
     def embedding_vjp(self, gy, ids, rows):
-        C = gy.shape[-1]  # noqa: N806
-        ids, threads = self._contiguous(ids, np.int64), min(THREADS, -(-C // WARP) * WARP)
-        if rows <= 512:  # as a product with the one-hot matrix: a few rows keep few blocks busy
-            onehot = (ids.reshape(-1, 1) == self.xp.arange(rows)).astype(gy.dtype)
-            return self._gemm(onehot, gy.reshape(-1, C), trans_a=True, dtype=_real(gy.dtype), exact=True)
+        gy, ids, N, C = self._contiguous(gy), self._contiguous(ids, np.int64), ids.size, gy.shape[-1]  # noqa: N806
+        threads = max(THREADS, _row_threads(C))
+        pieces, slabs = -(-C // threads), min(32, N // (4 * max(rows, 1)))  # their sums are a quarter of gy at most
+        if slabs > 1:
+            sums = self.xp.empty((slabs, rows * C), _real(gy.dtype))
+            self._launch("embedding_vjp_of_rows", gy.dtype, (rows, pieces, slabs), threads, gy, ids, sums, N, C)
+            return self._sum_of_sums(sums, gy.dtype).reshape(rows, C)
         gweight = self.xp.zeros((rows, C), _real(gy.dtype))
-        args = self._contiguous(gy), ids, gweight, ids.size, C, rows
-        self._launch("embedding_vjp", gy.dtype, (ids.size,), threads, *args)
+        self._launch("embedding_vjp", gy.dtype, (N, pieces), threads, gy, ids, gweight, N, C, rows)
         return gweight
 
     @kernel_method
@@ -308,6 +310,8 @@ class CupyBackend(Backend):
     # -- launching --
 
     def _launch(self, kernel: str, dtype, blocks: tuple[int, ...], threads: int, *args, shared: int = 0) -> None:
+        if 0 in blocks:  # there is nothing to do, and CUDA takes no such grid
+            return
         function, args = self._kernels(kernel, dtype), null_pointers(args)
         if shared > SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = shared
@@ -328,7 +332,7 @@ class CupyBackend(Backend):
         whether attention is causal, and the two scales."""
         (*arrays, causal, scale, keep_scale), (S, T) = args, scores.shape[-2:]  # noqa: N806
         args = scores, *arrays, S, T, int(causal), float(scale), float(keep_scale)
-        self._launch(kernel, scores.dtype, (scores.size // (S * T), -(-T // THREADS)), THREADS, *args)
+        self._launch(kernel, scores.dtype, (math.prod(scores.shape[:-2]), -(-T // THREADS)), THREADS, *args)
 
     def _empty_rows(self, rows: int, columns: int, dtype):
         """A matrix whose rows begin at multiples of 16 bytes, without which cuBLAS cannot use the fast ways to load."""
@@ -349,6 +353,11 @@ def _real(dtype):
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
 
 
+def _rows(x):
+    """x (..., C) as a matrix (N, C)."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _pitch(x) -> int:
     """From row to row of a matrix, in elements."""
     return x.strides[0] // x.itemsize
@@ -356,7 +365,7 @@ def _pitch(x) -> int:
 
 def _row_threads(length: int) -> int:
     """Threads of a block that takes a row of this length."""
-    return min(1024, -(-length // WARP) * WARP)
+    return max(WARP, min(1024, -(-length // WARP) * WARP))
 
 
 def load() -> CupyBackend:

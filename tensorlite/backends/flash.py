@@ -40,6 +40,7 @@ class FlashAttention:
         return (
             first.dtype.name == "bfloat16"
             and first.ndim == 4
+            and all(x.size for x in arrays)
             and first.shape[-1] in HEAD_DIMS
             and all(x.dtype == first.dtype and _aligned(x, first.shape[-1]) for x in arrays)
             and self._capable

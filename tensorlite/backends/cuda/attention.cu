@@ -13,20 +13,20 @@ __device__ inline Column column_of_thread(Index S, Index T, Index causal) {
     return {t, blockIdx.x * S * T + t, causal ? t + S - T + 1 : S};
 }
 
-// The scores become probabilities P = softmax(scores * scale), 0 where unseen, and kept = P * keep * keep_scale if
-// there is dropout.
+// The scores become probabilities P = softmax(scores * scale), 0 where unseen and 1 of a query's only key, and kept =
+// P * keep * keep_scale if there is dropout.
 KERNEL attention_softmax(Stored* scores, const bool* keep, Stored* kept, Index S, Index T, Index causal, double scale_,
                          double keep_scale_) {
     Column column = column_of_thread(S, T, causal);
     if (column.query >= T) return;
     Real scale = scale_, keep_scale = keep_scale_, highest = LOWEST, sum = 0;
     for (Index s = 0, i = column.start; s < column.seen; s++, i += T) {
-        Real score = real(scores[i]) * scale;
+        Real score = product(real(scores[i]), scale);
         if (score > highest) sum *= exp(highest - score), highest = score;
         sum += exp(score - highest);
     }
     for (Index s = 0, i = column.start; s < S; s++, i += T) {
-        Real p = s < column.seen ? exp(real(scores[i]) * scale - highest) / sum : Real(0);
+        Real p = s < column.seen ? exp(product(real(scores[i]), scale) - highest) / sum : Real(0);
         scores[i] = stored(p);
         if (keep) kept[i] = stored(keep[i] ? p * keep_scale : Real(0));
     }
@@ -39,12 +39,10 @@ KERNEL attention_softmax_vjp(Stored* g, const Stored* probs, const bool* keep, I
     Column column = column_of_thread(S, T, causal);
     if (column.query >= T) return;
     Real scale = scale_, keep_scale = keep_scale_, along = 0;
-    for (Index s = 0, i = column.start; s < column.seen; s++, i += T)
-        if (!keep || keep[i]) along += real(g[i]) * keep_scale * real(probs[i]);
-    for (Index s = 0, i = column.start; s < S; s++, i += T) {
-        Real gp = s < column.seen && (!keep || keep[i]) ? real(g[i]) * keep_scale : Real(0);
-        g[i] = stored(s < column.seen ? real(probs[i]) * (gp - along) * scale : Real(0));
-    }
+    auto gp = [&](Index i) { return !keep || keep[i] ? product(real(g[i]), keep_scale) : Real(0); };
+    for (Index s = 0, i = column.start; s < column.seen; s++, i += T) along += gp(i) * real(probs[i]);
+    for (Index s = 0, i = column.start; s < S; s++, i += T)
+        g[i] = stored(s < column.seen ? real(probs[i]) * (gp(i) - along) * scale : Real(0));
 }
 
 // One more token of each sequence: qkv (B, 3 C) with C = H * D, its keys and values put into cache (2, B, H, L, D) at

@@ -25,7 +25,11 @@ typedef unsigned long long u64;
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif
 
-constexpr Real LOWEST = -3.0e38f;  // less than any number met, and still a number: LOWEST - LOWEST is not NaN
+#if STORAGE == 64
+constexpr Real LOWEST = -1.7976931348623157e308;  // of all numbers, and still one: LOWEST - LOWEST is not NaN
+#else
+constexpr Real LOWEST = -3.4028234663852886e38f;
+#endif
 constexpr int WARP = 32;
 
 __device__ inline Real real(double x) { return (Real)x; }
@@ -68,7 +72,41 @@ __device__ inline void store_pack(Stored* y, Index i, Index n, const Pack& pack)
 // The first element that this thread of the grid is to work on, when each takes `each` in turn.
 __device__ inline Index first_element(int each) { return ((Index)blockIdx.x * blockDim.x + threadIdx.x) * each; }
 
+// x * y, which the compiler does not make one operation of with an addition: where the same product is formed twice,
+// the difference is to be exactly 0.
+__device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
+__device__ inline double product(double x, double y) { return __dmul_rn(x, y); }
+
 // -- sums, in an order that depends on nothing but their length --
+
+// A long sum, whose error does not grow with its length: `rest` is what rounding has taken from `total`, and is added with
+// the next number (Kahan 1965; Knuth, The Art of Computer Programming 2, 4.2.2, theorem B).
+struct Sum {
+    Real total = 0, rest = 0;
+
+    __device__ void add(Real x) {
+        Real before = total;
+        x += rest, total += x;
+        Real added = total - before;
+        rest = (before - (total - added)) + (x - added);
+        if (rest != rest) rest = 0;  // an infinite total stays one
+    }
+
+    // Of term(first), term(first + step) and so on, below n: eight at a time, which are read at once. In place of what
+    // lies beyond n a term is read again, as a load that depends on a condition would wait for those before it.
+    template <class F> __device__ void add(Index first, Index step, Index n, F term) {
+        for (Index i = first; i < n; i += 8 * step) {
+            Real eight = 0;
+            #pragma unroll
+            for (int k = 0; k < 8; k++) {
+                Index next = i + k * step;
+                Real x = term(next < n ? next : i);
+                eight += next < n ? x : Real(0);
+            }
+            add(eight);
+        }
+    }
+};
 
 __device__ inline Real warp_sum(Real x) {
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);

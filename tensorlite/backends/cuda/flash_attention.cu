@@ -126,10 +126,13 @@ struct Problem {
         : T(T), S(S), causal(causal), keep(keep ? keep + blockIdx.x * S * T : nullptr), keep_scale(keep_scale),
           scale(scale), exponent_scale(scale * 1.4426950408889634), statistics(blockIdx.x * ((T + 127) / 128 * 128)) {}
 
+    // How many keys a query sees.
+    __device__ int keys(int query) const { return causal ? min(S, query + 1 + (S - T)) : S; }
+
     // The columns that a row sees. From row to row, neither end goes back.
     template <bool ROWS_ARE_KEYS> __device__ Range seen(int row) const {
         if (ROWS_ARE_KEYS) return {causal ? max(0, row - (S - T)) : 0, T};
-        return {0, causal ? min(S, row + 1 + (S - T)) : S};
+        return {0, keys(row)};
     }
 };
 
@@ -137,7 +140,7 @@ struct Problem {
 template <bool ROWS_ARE_KEYS> struct Share {
     int block_row, warp_row, row;  // the block's first row; the warp's, counted from there; the warp's
     Range steps;                   // of the block's loop
-    Range some, all;               // the columns that some of the warp's rows see, and that all of them do
+    Range some, all;               // the columns that some of the warp's rows see, and that need no mask
 
     __device__ Share(const Problem& problem) {
         // The blocks that have most to do come first: if causal, those of the last queries, or of the first keys.
@@ -147,7 +150,7 @@ template <bool ROWS_ARE_KEYS> struct Share {
         auto seen = [&](int row) { return problem.seen<ROWS_ARE_KEYS>(row); };
         steps = {seen(block_row).begin / STEP, (seen(block_row + ROWS - 1).end + STEP - 1) / STEP};
         some = {seen(row).begin, seen(row + WARP_ROWS - 1).end};
-        all = {seen(row + WARP_ROWS - 1).begin, seen(row).end};
+        all = {seen(row + WARP_ROWS - 1).begin, problem.S == 1 ? 0 : seen(row).end};
     }
 };
 
@@ -227,19 +230,23 @@ __device__ inline void accumulate(Sums& sums, const Slice& slice, const TileRow*
     }
 }
 
-// Makes the exponential 0 of what is not seen. row, column: where the slice begins in the matrix of scores.
+// Puts `unseen` where a query does not see a key, and 0 where it sees no other: its weight is 1 and has no gradient,
+// whatever the score, and rounding is to make nothing else of it. row, column: where the slice begins in the matrix of
+// scores.
 template <bool ROWS_ARE_KEYS>
-__device__ inline void mask(Slice& scores, const Problem& problem, int row, int column) {
+__device__ inline void mask(Slice& slice, float unseen, const Problem& problem, int row, int column) {
     for_each_item([&](int m, int j, int e) {
-        const Range seen = problem.seen<ROWS_ARE_KEYS>(row + 16 * m + my_row() + e / 2);
-        const int c = column + my_column() + 2 * j + e % 2;
-        if (c < seen.begin || c >= seen.end) scores[m][j][e] = LOWEST;
+        const int r = row + 16 * m + my_row() + e / 2, c = column + my_column() + 2 * j + e % 2;
+        const Range seen = problem.seen<ROWS_ARE_KEYS>(r);
+        float& x = slice[m][j][e];
+        if (c < seen.begin || c >= seen.end) x = unseen;
+        else if (problem.keys(ROWS_ARE_KEYS ? c : r) == 1) x -= x;  // a NaN stays one
     });
 }
 
-// Drops some weights and scales the others. row, column: where the slice begins in what the tile is for.
-template <bool ROWS_ARE_KEYS>
-__device__ inline void dropout(Slice& weights, const FlagTile& tile, int row, int column, float keep_scale) {
+// action(m, j, e, whether the weight there is kept). row, column: where the slice begins in what the tile is for.
+template <bool ROWS_ARE_KEYS, typename Action>
+__device__ inline void for_each_flag(const FlagTile& tile, int row, int column, Action action) {
     const int pitch = (ROWS_ARE_KEYS ? STEP : ROWS) + 16, lane = my_lane(), m_tile = lane / 16 % M_TILES * 16;
     unsigned kept[4];  // four flags in each
     if (ROWS_ARE_KEYS) ldmatrix_x4(kept, &tile[(row + m_tile + row_of_mma(lane % 16)) * pitch + column]);
@@ -247,7 +254,7 @@ __device__ inline void dropout(Slice& weights, const FlagTile& tile, int row, in
     for_each_item([&](int m, int j, int e) {
         const int h = e / 2, i = e % 2;
         unsigned flag = ROWS_ARE_KEYS ? kept[2 * m + h] >> 8 * (2 * j + i) : kept[2 * m + j] >> 8 * (2 * i + h);
-        weights[m][j][e] = flag & 1 ? weights[m][j][e] * keep_scale : 0;
+        action(m, j, e, flag & 1);
     });
 }
 
@@ -367,7 +374,7 @@ KERNEL flash_attention(
         for (int s = 0; s < SLICES; s++) multiply_transposed(scores[s], q_rows, &kv.a[16 * s]);
         if (!own.all.covers(first_key))
 #pragma unroll
-            for (int s = 0; s < SLICES; s++) mask<false>(scores[s], problem, own.row, first_key + 16 * s);
+            for (int s = 0; s < SLICES; s++) mask<false>(scores[s], LOWEST, problem, own.row, first_key + 16 * s);
 
         // The maximum so far is what the exponentials are taken from; where it rises, earlier ones shrink.
 #pragma unroll
@@ -393,7 +400,9 @@ KERNEL flash_attention(
         if (keep)
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
-                dropout<false>(scores[s], tiles.flags[step % 2], own.warp_row, 16 * s, 1);  // scaled at the end
+                for_each_flag<false>(tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool kept) {
+                    if (!kept) scores[s][m][j][e] = 0;  // the others are scaled at the end
+                });
 #pragma unroll
         for (int s = 0; s < SLICES; s++) accumulate(sums, scores[s], &kv.b[16 * s]);
     }
@@ -492,7 +501,6 @@ __device__ inline void backward(
             multiply_transposed(probs, a, &columns.a[16 * s]);
             if (ROWS_ARE_KEYS) multiply_transposed(gweights, &tiles.b[own.warp_row], &columns.b[16 * s]);
             else multiply_transposed(gweights, b, &columns.b[16 * s]);
-            if (edge) mask<ROWS_ARE_KEYS>(probs, problem, own.row, first_column + 16 * s);
 
             Four column_lse, column_delta;
             if (ROWS_ARE_KEYS) {
@@ -501,15 +509,22 @@ __device__ inline void backward(
             }
             for_each_item([&](int m, int j, int e) {
                 const float lse = ROWS_ARE_KEYS ? column_lse.item[2 * j + e % 2] : row_lse[m][e / 2];
-                probs[m][j][e] = weights[m][j][e] = power_of_2(probs[m][j][e] * problem.exponent_scale - lse);
+                probs[m][j][e] = probs[m][j][e] * problem.exponent_scale - lse;
             });
+            if (edge) mask<ROWS_ARE_KEYS>(probs, LOWEST, problem, own.row, first_column + 16 * s);
+            for_each_item([&](int m, int j, int e) { probs[m][j][e] = weights[m][j][e] = power_of_2(probs[m][j][e]); });
             if (problem.keep)
-                dropout<ROWS_ARE_KEYS>(weights, tiles.flags[step % 2], own.warp_row, 16 * s, problem.keep_scale);
+                for_each_flag<ROWS_ARE_KEYS>(
+                    tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool kept) {
+                        weights[m][j][e] = kept ? weights[m][j][e] * problem.keep_scale : 0;
+                        if (!kept) gweights[m][j][e] = 0;
+                    });
             if (ROWS_ARE_KEYS) accumulate(sums_b, weights, &columns.b[16 * s]);
             for_each_item([&](int m, int j, int e) {
                 const float delta = ROWS_ARE_KEYS ? column_delta.item[2 * j + e % 2] : row_delta[m][e / 2];
                 gscores[m][j][e] = weights[m][j][e] * gweights[m][j][e] - probs[m][j][e] * delta;
             });
+            if (edge) mask<ROWS_ARE_KEYS>(gscores, 0, problem, own.row, first_column + 16 * s);
             accumulate(sums_a, gscores, &columns.a[16 * s]);
         }
     }

@@ -2,6 +2,9 @@
 // __restrict__ lets the compiler read several elements ahead of the one that it writes.
 //
 // y = xhat * weight + bias, xhat = (x - mean) * rstd, rstd = 1 / sqrt(variance + eps)
+//
+// All of it is reckoned from the row's first element on, and so is the mean that is kept: the mean of a row far from
+// zero, and what lies about it, would be lost in rounding, where the difference of two neighbours is exact.
 
 KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight, const Real* __restrict__ bias,
                   Stored* __restrict__ y, Real* mean, Real* rstd, Index N, Index C, double eps) {
@@ -9,18 +12,18 @@ KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight,
     int lane = threadIdx.x % WARP;
     if (row >= N) return;
     x += row * C, y += row * C;
-    Real sum = 0, rest = 0, squares = 0;
-    for (Index c = lane; c < C; c += WARP) sum += real(x[c]);
+    Real first = real(x[0]), sum = 0, rest = 0, squares = 0;
+    for (Index c = lane; c < C; c += WARP) sum += real(x[c]) - first;
     Real mu = warp_sum(sum) / C;
     for (Index c = lane; c < C; c += WARP) {
-        Real d = real(x[c]) - mu;
-        rest += d;  // what rounding has left of the mean, which counts where it is far from 0
+        Real d = real(x[c]) - first - mu;
+        rest += d;  // what rounding has left of the mean, which counts where the first element is far from the others
         squares += d * d;
     }
     rest = warp_sum(rest) / C;
     Real r = 1 / sqrt(warp_sum(squares) / C - rest * rest + Real(eps));
     for (Index c = lane; c < C; c += WARP) {
-        Real xhat = (real(x[c]) - mu - rest) * r;
+        Real xhat = (real(x[c]) - first - mu - rest) * r;
         y[c] = stored((weight ? xhat * weight[c] : xhat) + (bias ? bias[c] : Real(0)));
     }
     if (lane == 0) mean[row] = mu + rest, rstd[row] = r;
@@ -29,7 +32,7 @@ KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight,
 // gx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = gy * weight.
 //
 // The gradients of weight and bias are sums over rows, of gy * xhat and of gy. A warp adds up those of its rows, which
-// are every so many-th; a block adds up its warps into its row of sums (gridDim.x, 2 C), unless that is null; and
+// are every so many-th, eight at most; a block adds up its warps into its row of sums (gridDim.x, 2 C), unless that is null; and
 // sum_rows_of_sums adds up the blocks.
 KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, const Real* mean, const Real* rstd,
                       Stored* gx, Real* sums, Index N, Index C) {
@@ -40,9 +43,9 @@ KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, con
     for (Index row = (Index)blockIdx.x * warps + warp; row < N; row += (Index)gridDim.x * warps) {
         const Stored *__restrict__ gy_row = gy + row * C, *__restrict__ x_row = x + row * C;
         Stored* __restrict__ gx_row = gx + row * C;
-        Real mu = mean[row], r = rstd[row], sum = 0, along = 0;
+        Real first = real(x_row[0]), mu = mean[row], r = rstd[row], sum = 0, along = 0;
         for (Index c = lane; c < C; c += WARP) {
-            Real g = real(gy_row[c]), xhat = (real(x_row[c]) - mu) * r;
+            Real g = real(gy_row[c]), xhat = (real(x_row[c]) - first - mu) * r;
             gweight[c] += g * xhat;
             gbias[c] += g;
             if (weight) g *= weight[c];
@@ -51,7 +54,7 @@ KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, con
         }
         sum = warp_sum(sum) / C, along = warp_sum(along) / C;
         for (Index c = lane; c < C; c += WARP) {
-            Real g = real(gy_row[c]) * (weight ? weight[c] : Real(1)), xhat = (real(x_row[c]) - mu) * r;
+            Real g = real(gy_row[c]) * (weight ? weight[c] : Real(1)), xhat = (real(x_row[c]) - first - mu) * r;
             gx_row[c] = stored(r * (g - sum - xhat * along));
         }
     }
@@ -72,14 +75,13 @@ __device__ void add_rows(const T* x, Real* sums, Index N, Index C) {
     __shared__ Real shared[WARP][WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     Index c = (Index)blockIdx.x * WARP + lane, first = (Index)blockIdx.y * warps + warp;
-    Real sum = 0;
-    #pragma unroll 8
-    for (Index row = first; row < N; row += (Index)gridDim.y * warps) sum += c < C ? real(x[row * C + c]) : Real(0);
-    shared[warp][lane] = sum;
+    Sum sum, all;
+    if (c < C) sum.add(first, (Index)gridDim.y * warps, N, [&](Index row) { return real(x[row * C + c]); });
+    shared[warp][lane] = sum.total;
     __syncthreads();
     if (warp > 0 || c >= C) return;
-    for (int w = 1; w < warps; w++) sum += shared[w][lane];
-    sums[blockIdx.y * C + c] = sum;
+    all.add(0, 1, warps, [&](Index w) { return shared[w][lane]; });
+    sums[blockIdx.y * C + c] = all.total;
 }
 
 KERNEL sum_rows(const Stored* x, Real* sums, Index N, Index C) { add_rows(x, sums, N, C); }

@@ -17,10 +17,10 @@ KERNEL adamw_step(Stored* p, const Stored* g, Stored* m, Stored* v, const Real* 
 // sums[i] = the sum of the squares that block i of the grid has met, which takes every gridDim.x-th piece of x.
 KERNEL sum_squares(const Stored* x, Real* sums, Index n) {
     __shared__ Real shared[WARP];
-    Real sum = 0;
-    for (Index i = first_element(1); i < n; i += (Index)gridDim.x * blockDim.x) sum += real(x[i]) * real(x[i]);
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    Sum sum;
+    sum.add(first_element(1), (Index)gridDim.x * blockDim.x, n, [&](Index i) { return real(x[i]) * real(x[i]); });
+    Real total = block_sum(sum.total, shared);
+    if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
 // norm = sqrt(sum(sums)), by one block.

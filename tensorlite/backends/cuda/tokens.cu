@@ -13,10 +13,42 @@ KERNEL gather_blocks(const unsigned char* tokens, Index width, const Index* star
     }
 }
 
-// gweight[ids[i]] += the sum of the rows of gy (N, C) whose id it is, in their order. Block i works if no token before
-// i has the same id: then it adds up all the rows from i on. An id outside of the table is passed over.
-KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N, Index C, Index rows) {
+// -- the gradient of a table (rows, C), whose row r is the sum of the rows of gy (N, C) that have the id r. An id outside
+// of the table is passed over, and nothing but the rows of its own id reaches a row. --
+
+// y[c] = the sum of those rows of gy that have this id, in their order, of every gridDim.z-th piece of the ids. By a block
+// that looks for them together, a piece at a time; then a thread takes a column.
+__device__ void add_rows_of(Index id, const Stored* gy, const Index* ids, Real* y, Index N, Index C) {
     __shared__ Index found[WARP * WARP];
+    __shared__ unsigned masks[WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    Index c = (Index)blockIdx.y * blockDim.x + threadIdx.x;
+    Sum sum;
+    for (Index start = (Index)blockIdx.z * blockDim.x; start < N; start += (Index)gridDim.z * blockDim.x) {
+        Index i = start + threadIdx.x;
+        unsigned mask = __ballot_sync(0xffffffffu, i < N && ids[i] == id);
+        __syncthreads();  // what was found before is done with
+        if (lane == 0) masks[warp] = mask;
+        __syncthreads();
+        int count = 0, place = 0;
+        for (int w = 0; w < warps; count += __popc(masks[w++])) if (w == warp) place = count;
+        if (count == 0) continue;
+        if (mask >> lane & 1) found[place + __popc(mask & ((1u << lane) - 1))] = i;
+        __syncthreads();
+        if (c < C) sum.add(0, 1, count, [&](Index k) { return real(gy[found[k] * C + c]); });
+    }
+    if (c < C) y[c] = sum.total;
+}
+
+// Of a table with few rows, a block per row, piece of its columns and slab of the ids: sums (slabs, rows, C), which
+// sum_rows_of_sums adds up. A few rows alone would keep few blocks busy.
+KERNEL embedding_vjp_of_rows(const Stored* gy, const Index* ids, Real* sums, Index N, Index C) {
+    add_rows_of(blockIdx.x, gy, ids, sums + ((Index)blockIdx.z * gridDim.x + blockIdx.x) * C, N, C);
+}
+
+// Of one with many, whose gradient is zeros to begin with, a block per token and piece of the columns. It works if no
+// token before it has the same id.
+KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N, Index C, Index rows) {
     __shared__ int earlier;
     Index i = blockIdx.x, id = ids[i];
     if (id < 0 || id >= rows) return;
@@ -29,16 +61,7 @@ KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N,
         if (earlier) return;
         __syncthreads();  // before one that is ahead writes again
     }
-    gweight += id * C;
-    for (Index start = i; start < N; start += blockDim.x) {
-        Index j = start + threadIdx.x;
-        __syncthreads();
-        found[threadIdx.x] = j < N && ids[j] == id;
-        __syncthreads();
-        for (int k = 0; k < (int)blockDim.x; k++)
-            if (found[k])
-                for (Index c = threadIdx.x; c < C; c += blockDim.x) gweight[c] += real(gy[(start + k) * C + c]);
-    }
+    add_rows_of(id, gy, ids, gweight + id * C, N, C);
 }
 
 // -- cross-entropy: a block takes a row of the logits (N, V), which begin `pitch` after one another. A row whose target
