@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from tensorlite.backends.base import Backend, BackendError, dropout_scale
+from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_scale
 from tensorlite.backends.cublas import Gemm
 from tensorlite.backends.flash import FlashAttention, Saved
 from tensorlite.backends.kernels import STORAGE, Kernels, null_pointers
@@ -103,7 +103,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def linear(self, x, w, b):
-        x2 = _rows(x)
+        x2 = as_rows(x)
         y = self._empty_rows(x2.shape[0], w.shape[0], x.dtype)
         if b is not None:
             y[...] = b
@@ -112,9 +112,9 @@ class CupyBackend(Backend):
 
     @kernel_method
     def linear_vjp(self, gy, x, w, has_bias, need_gx):
-        gy2 = _rows(gy)
+        gy2 = as_rows(gy)
         gx = self._gemm(gy2, w).reshape(x.shape) if need_gx else None
-        gw = self._gemm(gy2, _rows(x), trans_a=True, dtype=_real(x.dtype))
+        gw = self._gemm(gy2, as_rows(x), trans_a=True, dtype=_real(x.dtype))
         return gx, gw, self.sum_rows(gy2) if has_bias else None
 
     @kernel_method
@@ -351,11 +351,6 @@ class CupyBackend(Backend):
 def _real(dtype):
     """What a kernel computes in, and makes sums and weights' gradients of, for arrays of this dtype."""
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
-
-
-def _rows(x):
-    """x (..., C) as a matrix (N, C)."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _pitch(x) -> int:

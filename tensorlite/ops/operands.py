@@ -110,7 +110,7 @@ def _settle(op: str, names: tuple[str, ...], operands, real: bool, mixed: bool) 
     strict = {n: data(x, op).dtype for n, x in zip(names, operands, strict=True) if x is not None and not _is_weak(x)}
     floats = {str(dtype) for dtype in strict.values() if KINDS[dtype] == FLOAT}
     if mixed and floats == {"bfloat16", "float32"} and data(operands[0], op).dtype.name == "bfloat16":
-        arrays = [data(x, op) for x in operands]
+        arrays = [None if x is None else data(x, op) for x in operands]
         backend_of(*arrays, op=op)
         return arrays
     if len(floats) > 1:

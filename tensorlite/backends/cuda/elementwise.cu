@@ -25,7 +25,7 @@ KERNEL relu(const Stored* x, Stored* y, Index n) {
 }
 
 KERNEL relu_vjp(const Stored* gy, const Stored* y, Stored* gx, Index n) {
-    map(gy, y, gx, n, [](Real gy, Real y) { return y > 0 ? gy : Real(0); });
+    map(gy, y, gx, n, [](Real gy, Real y) { return y <= 0 ? Real(0) : gy; });  // a NaN passes its gradient on
 }
 
 // GELU: y = x Phi(x), dy/dx = Phi(x) + x phi(x). Phi is the normal distribution function, phi its density.
