@@ -4,6 +4,7 @@ The runs were written by the code of their version; see make_runs.py. A failure 
 upgrade are lost: make the code read them, never the runs anew.
 """
 
+import gc
 import json
 import signal
 import sys
@@ -48,6 +49,7 @@ def script(monkeypatch):
     def call(module, *args: str) -> None:
         monkeypatch.setattr(sys, "argv", [module.__name__, *args])
         assert module.main() == 0
+        gc.collect()  # a lock that is let go of later would warn in whichever test runs then
 
     return call
 
