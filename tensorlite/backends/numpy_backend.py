@@ -105,6 +105,12 @@ class NumpyBackend(Backend):
         # Against an array: NumPy's maximum with a scalar takes three times as long.
         return np.maximum(x, np.zeros(x.shape[-1:], x.dtype))
 
+    def relu_vjp(self, gy, y):
+        bits = _BITS.get(gy.dtype)  # as `select`, with a pass less
+        if bits is None:
+            return super().relu_vjp(gy, y)
+        return np.bitwise_and(gy.view(bits), np.subtract((y <= 0).view(np.int8), 1)).view(gy.dtype)
+
     def gelu(self, x, need_grad):
         if x.dtype != np.float32 or x.ndim == 0:  # NumPy makes a 0-d product a scalar, which `out` does not take
             return super().gelu(x, need_grad)
@@ -164,7 +170,9 @@ class NumpyBackend(Backend):
                 y = y + bias
             return y.reshape(x.shape), (xhat.reshape(x.shape), rstd)
         xhat = x - x[..., :1]
-        xhat -= _row_sums(xhat) / max(1, C)
+        mean = _row_sums(xhat)
+        mean /= max(1, C)
+        xhat -= mean
         rstd = _row_dots(xhat, xhat)
         rstd /= max(1, C)
         rstd += eps
@@ -203,7 +211,10 @@ class NumpyBackend(Backend):
             if causal:
                 n = rows.stop - rows.start
                 latest, later = probs[..., seen - n :, :], _later_keys(n, probs.dtype)
-                latest[...] = latest + later if in_range else np.where(later == 0, latest, later)
+                if in_range:
+                    latest += later
+                else:
+                    latest[...] = np.where(later == 0, latest, later)
             if not in_range:
                 probs -= probs.max(axis=-2, keepdims=True, initial=-math.inf)
             np.exp(probs, out=probs)
@@ -292,11 +303,12 @@ def _column_sums(x):
     if x.shape[0] > _ROWS_AT_A_TIME:
         n, C = x.shape[0] // _ROWS_AT_A_TIME, x.shape[1]  # noqa: N806
         whole = n * _ROWS_AT_A_TIME
-        sums = np.matmul(_ones(_ROWS_AT_A_TIME, x.dtype), x[:whole].reshape(_ROWS_AT_A_TIME, n * C)).reshape(n, C)
+        folded = x[:whole].reshape(_ROWS_AT_A_TIME, n * C)  # n rows beside each other
+        sums = _ones(_ROWS_AT_A_TIME, x.dtype)[0].dot(folded).reshape(n, C)
         x = sums if whole == x.shape[0] else np.concatenate((sums, x[whole:]))
     if x.shape[0] > _ROWS_AT_A_TIME:
         return x.sum(axis=0, dtype=np.float64).astype(x.dtype)
-    return np.matmul(_ones(x.shape[0], x.dtype), x)[0]
+    return _ones(x.shape[0], x.dtype)[0].dot(x)
 
 
 @np.errstate(invalid="ignore")
