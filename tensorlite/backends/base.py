@@ -305,7 +305,8 @@ class Backend:
         if not probs.size:
             return probs
         gy = self.select(gy.astype(probs.dtype, copy=False), valid)
-        glogits = self.select(probs * gy[:, None], valid[:, None])
+        glogits = probs * gy[:, None]
+        glogits[~valid] = 0  # though their logits may be NaN
         glogits[self.xp.arange(len(targets)), self.xp.where(valid, targets, 0)] -= gy
         return glogits
 

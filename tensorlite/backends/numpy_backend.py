@@ -87,9 +87,10 @@ class NumpyBackend(Backend):
         if x.dtype not in _BITS:
             return super().sum(x, axes, keepdims)
         lead, rest = x.shape[: len(axes)], x.shape[len(axes) :]
-        if math.prod([x.shape[a] for a in axes]) <= _ROWS_AT_A_TIME:
+        in_pairs = not rest and x.flags.c_contiguous  # so NumPy itself adds up
+        if in_pairs or math.prod([x.shape[a] for a in axes]) <= _ROWS_AT_A_TIME:
             return x.sum(axis=axes, keepdims=keepdims)
-        if not (rest and axes == tuple(range(len(lead))) and x.flags.c_contiguous):
+        if not (axes == tuple(range(len(lead))) and x.flags.c_contiguous):
             return super().sum(x, axes, keepdims)
         total = _column_sums(x.reshape(math.prod(lead), math.prod(rest)))
         return total.reshape((*(1,) * len(lead), *rest) if keepdims else rest)
