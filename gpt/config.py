@@ -113,7 +113,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "Config":
-        """The configuration with these keys, the rest at their defaults; `source` is named in errors."""
+        """The configuration with these keys, the rest at their defaults; `source` is named in errors.
+
+        A file from before an option existed lacks it, and one that has None for it does not name it: so a new option's
+        default means what was done without it, and a default of None stays.
+        """
         return cls(GPTConfig(), TrainConfig()).updated(values, source)
 
     def updated(self, values: dict, source: str | None = None) -> "Config":

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch_gpt import TorchGPT
 
 import gpt.checkpoint
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from gpt.config import Config, GPTConfig, TrainConfig
+from gpt.config import Config, GPTConfig, TrainConfig, option_fields
 from gpt.errors import UserError
 from gpt.model import build_model
 from gpt.tokenizer import ByteTokenizer, CharTokenizer
@@ -201,6 +202,21 @@ def test_other_metadata_under_a_right_checksum(path, changes, said):
     load_checkpoint(path)
     rewrite(path, **changes)
     assert_refused(path, said)
+
+
+@pytest.mark.parametrize("part", ["config", "progress"])
+def test_a_file_from_before_an_option_was_added(path, part):
+    """Whichever is left out has its default, which is to mean what was done before."""
+    rewrite(path)
+    with safe_open(path, framework="numpy") as file:
+        values = json.loads(file.metadata()[part])
+    defaults = {name: f.default for name, f in option_fields().items()} if part == "config" else asdict(Progress())
+    for key in values.keys() - {"n_embd", "n_head"}:  # whose defaults do not fit the other one here
+        rewrite(path, **{part: json.dumps({k: v for k, v in values.items() if k != key})})
+        checkpoint = load_checkpoint(path)
+        config, progress = checkpoint.config, checkpoint.progress
+        loaded = vars(config.gpt) | vars(config.train) if part == "config" else asdict(progress)
+        assert loaded == defaults | values | {key: defaults[key]}, key
 
 
 @pytest.mark.parametrize("change", [{"n_embd": 8}, {"n_layer": 2}, {"bias": False}, {"model": "bigram"}])

@@ -24,7 +24,7 @@ from gpt.config import load_preset
 VERSIONS = {"0.1": ("gpt-char", "gpt-byte", "bigram-char", "bigram-byte")}
 OLD = [f"{version}/{name}" for version, names in VERSIONS.items() for name in names]
 
-# Another processor's BLAS adds up in another order: over OpenBLAS's kernels the losses differ by 1.5e-7 at most.
+# Another processor's BLAS adds up in another order: over the kernels of OpenBLAS the numbers differ by 5e-7 at most.
 RTOL = 1e-5
 
 # The lock is held until the session ends, here until it is collected.
