@@ -152,6 +152,7 @@ def test_products_and_layers_refuse_mixed_floats_by_name(op, cuda_or_numpy):
 REFUSED = [
     np.ones(2, np.float16), np.float16(1), np.ones(2, np.longdouble), np.ones(2, np.complex64), 1j, "text", ["a"],
     object(), [None], None, np.array(["2020"], "M8[Y]"), b"x", {1: 2},
+    np.ma.array([1.0, 2.0], mask=[True, False]),
 ]  # fmt: skip
 MAKERS = {
     "Tensor": Tensor,
