@@ -36,7 +36,7 @@ def known(dtype) -> np.dtype:
     """`dtype` as one that a tensor may have, in the machine's byte order; TypeError if there is none."""
     dtype = np.dtype(dtype).newbyteorder("=")
     KINDS[dtype]  # noqa: B018 - it refuses
-    return dtype
+    return np.dtype(dtype.type)  # NumPy's own one of that name, which ops recognise by identity
 
 
 def known_float(dtype, op: str) -> np.dtype:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import operator
+import pickle
 
 import numpy as np
 import pytest
@@ -188,6 +189,23 @@ def test_foreign_byte_order_becomes_the_machines():
         assert y.dtype == np.float32
         assert y.dtype.isnative
     np.testing.assert_array_equal(Tensor(swapped).data, [0, 1, 2])
+
+
+def test_dtypes_are_numpys_own():
+    """By identity: ops recognise equal dtypes so, and take a longer way for others."""
+    single = np.dtype(np.float32)
+    unpickled = pickle.loads(pickle.dumps(np.ones(2, np.float32)))
+    assert unpickled.dtype is not single
+    for y in (
+        Tensor([1.0]),
+        Tensor(np.ones(2), dtype=np.float32),
+        Tensor(np.ones(2), dtype="<f4"),
+        tl.cast([1.0], "f4"),
+    ):
+        assert y.dtype is single
+    x = Tensor(unpickled)
+    for y in (x + x, x * np.ones(2), x / [1, 2], tl.linear([x.data], [x.data]), x @ x):
+        assert y.dtype in (np.float32, np.float64)
 
 
 def test_integers_that_nothing_holds_are_refused():

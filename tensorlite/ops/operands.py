@@ -36,7 +36,8 @@ def pair(a, b, op: str, real: bool = False):
         x = a.data
         if isinstance(b, Tensor):
             y = b.data
-            if x.dtype is y.dtype and type(x) is type(y) and (not real or KINDS[x.dtype] == FLOAT):
+            same = x.dtype is y.dtype or x.dtype == y.dtype  # not identical in arrays that were unpickled
+            if same and type(x) is type(y) and (not real or KINDS[x.dtype] == FLOAT):
                 return x, y
         elif type(b) in _NUMBER_KINDS and x.dtype in _USUAL:
             return x, b
@@ -80,7 +81,7 @@ def factors(a, b, op: str):
     """The arrays of the two operands of a product: `of_one_dtype` for two, quicker."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         x, y = a.data, b.data
-        if type(x) is type(y) and x.dtype is y.dtype:
+        if type(x) is type(y) and (x.dtype is y.dtype or x.dtype == y.dtype):
             return x, y
     return of_one_dtype(op, ("a", "b"), a, b)
 
@@ -98,7 +99,7 @@ def of_one_dtype(op: str, names: tuple[str, ...], *operands, optional=(), real: 
             x = x.data if isinstance(x, Tensor) else data(x, op)
             if dtype is None:
                 dtype = x.dtype
-            elif x.dtype is not dtype:
+            elif x.dtype is not dtype and x.dtype != dtype:
                 return _settle(op, names, operands, real, mixed)
         arrays.append(x)
     backend_of(*arrays, op=op)
