@@ -31,7 +31,7 @@ def main() -> int:
     path = find_checkpoint(args.model)
     checkpoint = load_checkpoint(path)
     model = device.place(checkpoint.build_model())
-    prompt = read_prompt(args)
+    prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
     progress = checkpoint.progress
@@ -90,22 +90,29 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
 
 
-def read_prompt(args: argparse.Namespace) -> str | None:
-    """The prompt from wherever it was given; None for nowhere."""
+def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
+    """The prompt from wherever it was given; None for nowhere. Of a text from an editor or a shell the last line end
+    and a byte order mark are not part, nor is the CR of its line ends for a model that knows none."""
     try:
         if args.stdin:
-            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+            prompt = without_line_end(sys.stdin.buffer.read().decode("utf-8-sig"))
         elif args.prompt_file:
-            prompt = args.prompt_file.read_bytes().decode().removesuffix("\n")
+            prompt = without_line_end(args.prompt_file.read_bytes().decode("utf-8-sig"))
         else:
             prompt = args.prompt
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt is not UTF-8 (byte {error.start}): convert it first") from None
     except OSError as error:
         raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
+    if prompt is None:
+        return None
     if prompt == "":
         raise UserError("the prompt is empty: give at least one character, or no prompt at all")
-    return prompt
+    return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
+
+
+def without_line_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def show(text: str) -> None:

@@ -165,7 +165,7 @@ def load_preset(name: str) -> Config:
         text = resources.files("gpt").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml"):
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = Path(name).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or error}") from None
     else:

@@ -29,6 +29,10 @@ class CharTokenizer:
         """The tokenizer whose symbols are the distinct characters of `text`."""
         return cls("".join(sorted(set(text))))
 
+    def knows(self, character: str) -> bool:
+        """Whether there is a token for it."""
+        return character in self.symbols
+
     def encode(self, text: str) -> np.ndarray:
         """int64 tokens, one per code point of `text`; UserError lists the characters without a token."""
         points = _code_points(text)
@@ -62,6 +66,10 @@ class ByteTokenizer:
 
     kind = "byte"
     vocab_size = 256
+
+    def knows(self, character: str) -> bool:
+        """True: every character has its bytes."""
+        return True
 
     def encode(self, text: str) -> np.ndarray:
         """int64 tokens, one per UTF-8 byte of `text`."""

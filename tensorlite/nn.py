@@ -3,7 +3,7 @@
 import math
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterator, MappingView
-from itertools import count
+from itertools import count, zip_longest
 from types import MappingProxyType, MemberDescriptorType
 
 import numpy as np
@@ -121,18 +121,22 @@ class Module:
         """Copy arrays (NumPy, or anything NumPy converts) into the parameters, by name.
 
         Every parameter must be there, under one of its names at least, with its shape, and nothing else; otherwise
-        a ValueError says which are missing, unknown or misshapen, and no parameter is changed.
+        a ValueError says which are missing, unknown or misshapen, and no parameter is changed. What torch.compile and
+        torch's data parallelism put before every name is left out.
         """
         named = self.named_parameters()
-        arrays = {name: np.asarray(value) for name, value in state.items()}
+        arrays = {name: np.asarray(value) for name, value in _unwrapped(state, named).items()}
         given = {id(named[name]) for name in arrays if name in named}
-        problems = [f"missing {n}" for n, p in named.items() if id(p) not in given]
-        problems += [f"unknown {n}" for n in arrays if n not in named]
-        problems += [
-            f"{n} has shape {a.shape}, expected {named[n].shape}"
-            for n, a in arrays.items()
-            if n in named and a.shape != named[n].shape
-        ]
+        kinds = (
+            [f"missing {n}" for n, p in named.items() if id(p) not in given],
+            [f"unknown {n}" for n in arrays if n not in named],
+            [
+                f"{n} has shape {a.shape}, expected {named[n].shape}"
+                for n, a in arrays.items()
+                if n in named and a.shape != named[n].shape
+            ],
+        )
+        problems = [p for some in zip_longest(*kinds) for p in some if p]  # in turns, so that each kind is seen
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ValueError(f"load_state_dict: {'; '.join(problems[:5])}{more}")
@@ -144,6 +148,14 @@ class Module:
         for name in loaded.values():
             p = named[name]
             p.data[...] = backend_of(p.data).asarray(arrays[name], p.dtype)
+
+
+def _unwrapped(state: dict, named: dict) -> dict:
+    """`state` without the prefixes that wrappers of a torch module give all its names."""
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(prefix) and name not in named for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 _FOUND = (Parameter, Module)

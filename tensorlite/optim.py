@@ -94,7 +94,8 @@ class AdamW:
 
     parameters: a list of Parameters, or groups [{"params": [...], "weight_decay": 0.1}, ...] that set their own
         decay; a parameter without a gradient is stepped with a gradient of zero.
-    lr, betas, eps, weight_decay: as usual. `lr` may be set anew before every step.
+    lr, betas, eps, weight_decay: as usual; ValueError for values that cannot work. `lr` may be set anew before every
+        step.
 
     `flat` holds all parameters, group by group; `m` and `v` are the moments, flat arrays in the same order; `steps`
     counts the steps done.
@@ -111,15 +112,16 @@ class AdamW:
         if unknown:
             raise ValueError(f"AdamW: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
         groups = [group | {"params": _as_list(group["params"])} for group in groups]
+        decays = [group.get("weight_decay", weight_decay) for group in groups]
+        _check_settings(lr, betas, eps, decays)
         self.flat = FlatBuffer([p for group in groups for p in group["params"]])
         self.lr, self.betas, self.eps = lr, betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
         self.steps = 0
         self.pieces, stop = [], 0  # (slice of the flat arrays, its decay)
-        for group in groups:
+        for group, decay in zip(groups, decays, strict=True):
             start, stop = stop, stop + sum(p.size for p in group["params"])
             size = self.flat.backend.chunk_size or max(1, stop - start)
-            decay = group.get("weight_decay", weight_decay)
             self.pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
 
     __copy__ = _shallow_copy
@@ -157,6 +159,16 @@ class AdamW:
             flat.backend.adamw_step(
                 flat.data[part], flat.grad[part], self.m[part], self.v[part], rates, self.betas, decay, grad_scale
             )
+
+
+def _check_settings(lr: float, betas, eps: float, decays: list[float]) -> None:
+    """ValueError for settings at which AdamW would climb, or make NaN."""
+    for name, values in (("lr", [lr]), ("eps", [eps]), ("weight_decay", decays)):
+        for value in values:
+            if not 0 <= value < math.inf:
+                raise ValueError(f"AdamW: {name} must be 0 or more, and finite, got {value}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"AdamW: betas must be two numbers from 0 to less than 1, got {betas}")
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:

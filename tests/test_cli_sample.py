@@ -52,6 +52,30 @@ def sample(cwd, monkeypatch, capsys):
 # --- prompts ---
 
 
+@pytest.mark.parametrize("text", [b"9 is the\r\n", b"\xef\xbb\xbf9 is the\n", b"\xef\xbb\xbf9 is the\r\n", b"9 is the"])
+def test_a_prompt_from_windows_is_the_same_prompt(text, cwd, sample):
+    (cwd / "prompt.txt").write_bytes(text)
+    expected = sample("--prompt", "9 is the", "--max-new-tokens=5")
+    assert sample("--prompt-file=prompt.txt", "--max-new-tokens=5") == expected
+    by_stdin = run("sample.py", "-", "--max-new-tokens=5", cwd=cwd, input=text.decode())
+    assert by_stdin.stdout == expected
+
+
+def test_only_a_model_of_cr_lf_sees_cr(sample):
+    class Knowing:
+        def __init__(self, characters):
+            self.knows = characters.__contains__
+
+    class Arguments:
+        stdin = None
+
+        class prompt_file:  # noqa: N801
+            read_bytes = staticmethod(lambda: b"a\r\nb\r\n")
+
+    assert script.read_prompt(Arguments, Knowing("ab\r\n")) == "a\r\nb"
+    assert script.read_prompt(Arguments, Knowing("ab\n")) == "a\nb"
+
+
 def test_prompt_from_an_option_a_file_or_standard_input_is_continued(cwd):
     (cwd / "prompt.txt").write_bytes(b"9 is the\n")  # the last newline is an editor's
     options = ["--max-new-tokens=30", "--seed=3"]

@@ -89,9 +89,10 @@ def test_any_values_are_read_back(values, tmp_path):
     assert load_preset(saved(config, tmp_path)) == config
 
 
-def test_a_file_sets_its_keys_and_is_the_preset(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # the latter as Windows' editor writes it
+def test_a_file_sets_its_keys_and_is_the_preset(encoding, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text("n_layer = 3\nlearning_rate = 1\n")
+    path.write_text("n_layer = 3\nlearning_rate = 1\n", encoding)
     assert load_preset(str(path)) == DEFAULT.updated({"n_layer": 3, "learning_rate": 1.0, "preset": str(path)})
 
 

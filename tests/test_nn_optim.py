@@ -102,6 +102,36 @@ def test_a_tied_parameter_loads_by_one_of_its_names_and_from_torch():
     assert model.wte.weight.dtype == np.float32
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_prefix_of_a_wrapped_torch_module_is_left_out(prefix):
+    model, state = Model(), Model().state_dict()
+    model.load_state_dict({prefix + name: array + 1 for name, array in state.items()})
+    np.testing.assert_array_equal(model.h[0].scale.data, state["h.0.scale"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr": -0.1}, "lr must be 0 or more, and finite, got -0.1"),
+        ({"lr": math.nan}, "lr must be 0 or more, and finite, got nan"),
+        ({"lr": math.inf}, "lr must be 0 or more, and finite, got inf"),
+        ({"eps": -1.0}, "eps must be 0 or more, and finite, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more, and finite, got -1.0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers from 0 to less than 1, got \(0.9, 1.0\)"),
+        ({"betas": (1.5, 0.9)}, "betas must be two numbers"),
+        ({"betas": (0.9,)}, "betas must be two numbers"),
+    ],
+)
+def test_adamw_refuses_settings_that_cannot_work(settings, said):
+    p = nn.Parameter(np.ones(2, np.float32))
+    with pytest.raises(ValueError, match=f"^AdamW: {said}"):
+        AdamW([p], **settings)
+    if "weight_decay" in settings:
+        with pytest.raises(ValueError, match=f"^AdamW: {said}"):
+            AdamW([{"params": [p]} | settings])
+    assert p.grad is None
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -111,6 +141,10 @@ def test_a_tied_parameter_loads_by_one_of_its_names_and_from_torch():
         ({"h.0.scale": np.ones(5)}, r"h.0.scale has shape \(5,\), expected \(4,\)"),
         ({"wte.weight": np.ones((6, 4))}, "wte.weight and head.weight are tied in this model but differ"),
         ({f"x{i}": np.ones(1) for i in range(7)}, "unknown x4 and 2 more"),
+        (
+            dict.fromkeys(NAMES) | {"mine": np.ones(1)},
+            "^load_state_dict: missing wte.weight; unknown mine; missing h.0",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change, said):

@@ -6,8 +6,8 @@ import numpy as np
 
 from tensorlite import random
 from tensorlite.backends import backend_of
-from tensorlite.dtypes import known_float
-from tensorlite.ops.operands import broadcast_error, data, mask_of, pair, real_data
+from tensorlite.dtypes import FLOAT, KINDS, known_float
+from tensorlite.ops.operands import data, mask_of, named, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
 
 
@@ -16,8 +16,8 @@ def add(a, b) -> Tensor:
     x, y = pair(a, b, "add")
     try:
         out = x + y
-    except ValueError:
-        raise broadcast_error("add", x, y) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise named(error, "add", x, y) from None
 
     def vjp(gy):
         return gy, gy
@@ -30,8 +30,8 @@ def sub(a, b) -> Tensor:
     x, y = pair(a, b, "sub")
     try:
         out = x - y
-    except ValueError:
-        raise broadcast_error("sub", x, y) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise named(error, "sub", x, y) from None
     need_b = needs_grad(b)
 
     def vjp(gy):
@@ -45,8 +45,8 @@ def mul(a, b) -> Tensor:
     x, y = pair(a, b, "mul")
     try:
         out = x * y
-    except ValueError:
-        raise broadcast_error("mul", x, y) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise named(error, "mul", x, y) from None
     # Each factor is kept only if the other one's gradient will ask for it.
     x, y = x if needs_grad(b) else None, y if needs_grad(a) else None
 
@@ -61,8 +61,8 @@ def div(a, b) -> Tensor:
     x, y = pair(a, b, "div", real=True)
     try:
         out = x / y
-    except ValueError:
-        raise broadcast_error("div", x, y) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise named(error, "div", x, y) from None
     need_a, ratio = needs_grad(a), out if needs_grad(b) else None
 
     def vjp(gy):
@@ -74,7 +74,10 @@ def div(a, b) -> Tensor:
 
 def neg(x) -> Tensor:
     """-x."""
-    return record(-data(x, "neg"), (x,), lambda gy: (-gy,))
+    x_data = data(x, "neg")
+    if x_data.dtype.kind == "b":
+        raise TypeError("neg: booleans have no negative; ~x is the opposite of a mask")
+    return record(-x_data, (x,), lambda gy: (-gy,))
 
 
 def pow(x, exponent: float) -> Tensor:  # noqa: A001 - the field's name; Python's own is not used here
@@ -84,6 +87,8 @@ def pow(x, exponent: float) -> Tensor:  # noqa: A001 - the field's name; Python'
     if not isinstance(exponent, int | float):
         raise TypeError(f"pow: the exponent must be a number, got {type(exponent).__name__}")
     x_data = (real_data if isinstance(exponent, float) else data)(x, "pow")
+    if exponent < 0 and KINDS[x_data.dtype] != FLOAT:
+        raise ValueError(f"pow: integers have no power of {exponent}: make them floats, or write {float(exponent)}")
 
     def vjp(gy):
         return (gy * (exponent * _power(x_data, exponent - 1)) if exponent else backend_of(gy).xp.zeros_like(gy),)

@@ -126,10 +126,13 @@ def _is_weak(x) -> bool:
     return isinstance(x, list | tuple | np.generic) or type(x) in _NUMBER_KINDS
 
 
-def broadcast_error(op: str, x, y) -> ValueError:
-    """Why an element-wise op on x and y failed: wrong shapes."""
-    shapes = " and ".join(str(getattr(a, "shape", ())) for a in (x, y))
-    return ValueError(f"{op}: shapes {shapes} do not broadcast")
+def named(error: Exception, op: str, x, y) -> Exception:
+    """The error of an element-wise op on x and y that does not work, with what is wrong: mostly the shapes."""
+    if isinstance(error, ValueError):
+        shapes = " and ".join(str(getattr(a, "shape", ())) for a in (x, y))
+        return ValueError(f"{op}: shapes {shapes} do not broadcast")
+    kind = ValueError if isinstance(error, OverflowError) else TypeError
+    return kind(f"{op}: {error}")
 
 
 def ids_of(x, op: str):

@@ -5,7 +5,7 @@ import operator
 from tensorlite.autograd import mode
 from tensorlite.backends import as_array
 from tensorlite.dtypes import KINDS
-from tensorlite.ops.operands import broadcast_error, mask_of, pair
+from tensorlite.ops.operands import mask_of, named, pair
 from tensorlite.tensor import Tensor, needs_grad, record
 
 
@@ -22,8 +22,8 @@ def comparison(name: str):
         x, y = pair(a, b, name)
         try:
             return record(compare(x, y), (), None)
-        except ValueError:
-            raise broadcast_error(name, x, y) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise named(error, name, x, y) from None
 
     return method
 
@@ -36,8 +36,8 @@ def logic(name: str):
         masks = [mask_of(x, name, "operand") for x in (a, *b)]
         try:
             return record(combine(*masks), (), None)
-        except ValueError:
-            raise broadcast_error(name, *masks) from None
+        except ValueError as error:
+            raise named(error, name, *masks) from None
 
     return method
 
