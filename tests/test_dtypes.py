@@ -175,6 +175,17 @@ def test_what_is_no_number_or_too_short_is_refused_everywhere(make, data):
         MAKERS[make](data)
 
 
+def test_what_numpy_takes_as_an_array_is_taken():
+    class Series:
+        def __array__(self, dtype=None, copy=None):
+            return np.array([1.0, 2.0], dtype)
+
+        def mask(self):
+            """As a data frame's column has one, which is no masked array."""
+
+    assert Tensor(Series()).data.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, "float16", complex, "longdouble"])
 def test_such_a_dtype_is_refused_where_it_is_asked_for(dtype):
     with pytest.raises(TypeError, match="expected float32 or float64"):

@@ -75,7 +75,7 @@ def as_array(data, dtype=None):
     """`data` as an array of a known backend, which it stays if it is one. Python's floats become float32, the dtype
     everything here computes in; NumPy's keep theirs, also in lists. TypeError for dtypes that no op computes in."""
     if type(data) not in _by_type:
-        if hasattr(data, "mask"):
+        if isinstance(data, np.ndarray) and hasattr(data, "mask"):
             raise TypeError("expected numbers, got a masked array, whose mask would be lost: fill it first")
         array = np.asarray(data, dtype)
         if dtype is None and array.dtype == FLOAT64 and not _holds_numpy(data):
