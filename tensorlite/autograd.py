@@ -12,6 +12,7 @@ import weakref
 
 from tensorlite.backends import backend_of
 from tensorlite.decorators import Decorator
+from tensorlite.dtypes import FLOAT, KINDS
 
 
 class Node:
@@ -34,6 +35,14 @@ class Node:
         node = cls((), None, tensor.data)
         node.leaf = weakref.ref(tensor)
         return node
+
+    def follow(self) -> None:
+        """Take over a leaf's shape and dtype as they are now, for its data may have been exchanged for other."""
+        tensor = self.leaf()
+        if tensor is not None and (tensor.data.dtype is not self.dtype or tensor.data.shape != self.shape):
+            if KINDS[tensor.data.dtype] != FLOAT:
+                raise TypeError(f"backward: a leaf's data is now {tensor.data.dtype}, which has no gradient")
+            self.shape, self.dtype = tensor.data.shape, tensor.data.dtype
 
     @property
     def op(self) -> str:
@@ -123,8 +132,10 @@ def _count_uses(root: Node) -> dict[Node, int]:
     stack = [root]
     while stack:
         node = stack.pop()
-        if node.vjp is spent:
-            node.vjp(None)
+        if node.vjp is None:
+            node.follow()
+        elif node.vjp is spent:
+            spent(None)
         for parent in node.parents:
             if parent in uses:
                 uses[parent] += 1
@@ -141,5 +152,8 @@ def unbroadcast(g, shape: tuple[int, ...], op: str = "unbroadcast"):
     axes = (*range(lead), *stretched)
     summed = backend_of(g, op=op).sum(g, axes, keepdims=True) if axes else g
     if summed.shape[max(lead, 0) :] != shape:
-        raise ValueError(f"{op}: the vjp gave a gradient of shape {g.shape} for an input of shape {shape}")
+        raise ValueError(
+            f"{op}: the vjp gave a gradient of shape {g.shape} for an input of shape {shape}; "
+            "or was the input a leaf whose data was exchanged after the forward pass?"
+        )
     return summed.reshape(shape)

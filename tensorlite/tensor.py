@@ -220,8 +220,16 @@ def _add_to_grad(node: Node, g, owned: bool) -> None:
     leaf = node.leaf()
     if leaf is None:
         return
-    if leaf.grad is not None:
-        leaf.grad += g
-    else:
+    old = leaf.grad
+    if old is None:
         g = as_array(g)  # a NumPy scalar becomes a 0-d array
         leaf.grad = g if owned else g.copy()
+    elif old.shape != g.shape:
+        raise ValueError(
+            f"backward: a leaf's .grad has shape {old.shape} and its data {g.shape}; "
+            "set .grad to None where data of another shape is put into a tensor"
+        )
+    elif old.dtype != g.dtype:
+        leaf.grad = old.astype(g.dtype) + g
+    else:
+        old += g

@@ -194,6 +194,48 @@ def test_a_wrong_vjp_is_named(vjp, said):
         user_op(vjp, leaf(1.0, 2.0), leaf(3.0)).sum().backward()
 
 
+# --- data exchanged: `x.data = other` ---
+
+EXCHANGED = [np.float64([1, 2, 3]), np.float32([1, 2, 3, 4]), np.float64([[1], [2]]), np.float32(2)]
+
+
+@pytest.mark.parametrize("data", EXCHANGED, ids=lambda a: f"{a.dtype} {a.shape}")
+def test_a_gradient_is_that_of_the_data_that_was_put_into_a_leaf(data):
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    x.data = data
+    (x * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, 2 * data, strict=True)
+    (gx,) = grad((x * x).sum(), [x])
+    np.testing.assert_array_equal(gx, 2 * data)
+    assert gx.dtype == data.dtype
+
+
+def test_a_gradient_from_before_takes_the_new_dtype():
+    x = leaf(1.0, 2.0)
+    (x * 3).sum().backward()
+    x.data = x.data.astype(np.float32)
+    (x * 3).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.float32([6, 6]), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error", "said"),
+    [
+        (np.ones(3), None, ValueError, r"\.grad has shape \(2,\) and its data \(3,\); set \.grad to None"),
+        (None, np.ones(3), ValueError, r"gradient of shape \(2,\) .* \(3,\); or was .* data was exchanged"),
+        (np.ones(2, int), None, TypeError, r"a leaf's data is now int64, which has no gradient"),
+    ],
+)
+def test_data_that_cannot_be_exchanged_is_named(before, after, error, said):
+    x = leaf(1.0, 2.0)
+    x.sum().backward()
+    x.data = x.data if before is None else before
+    y = (x * 3.0).sum()
+    x.data = x.data if after is None else after
+    with pytest.raises(error, match=said):
+        y.backward()
+
+
 def test_an_op_is_named_by_the_function_its_vjp_is_defined_in():
     def double(x):
         return record(x.data * 2, (x,), lambda gy: (gy * 2,))

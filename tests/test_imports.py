@@ -21,7 +21,7 @@ ARROWS = {
     "decorators": set(),
     "random": {"decorators"},
     "backends": {"backends", "dtypes", "random"},
-    "autograd": {"backends", "decorators"},
+    "autograd": {"backends", "decorators", "dtypes"},
     "tensor": {"autograd", "backends", "dtypes"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
     "nn": {"ops", "tensor", "backends", "dtypes", "random"},
