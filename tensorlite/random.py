@@ -108,6 +108,12 @@ def current() -> scope:
     return _current.scope
 
 
+def next_generator() -> "np.random.Generator":
+    """A generator for values drawn once, such as initial weights, at the next place of the current scope."""
+    place = current().next_place(0)
+    return generator(place.seed, INIT, place.step, place.call)
+
+
 def manual_seed(seed: int) -> None:
     """Start this thread's current scope anew: the default one, outside any `with scope(...)`."""
     _current.scope = scope(seed)

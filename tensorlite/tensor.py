@@ -66,6 +66,10 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.data.dtype
 
+    def numel(self) -> int:
+        """The number of elements, PyTorch's name for `size`."""
+        return self.data.size
+
     def backward(self, gradient=None) -> None:
         """Add d self / d leaf to the `.grad` of every leaf that `self` depends on, and free the graph.
 
@@ -83,6 +87,10 @@ class Tensor:
         if self.size != 1:
             raise ValueError(f"item: needs a tensor of one element, got shape {self.shape}")
         return self.data.item()
+
+    def tolist(self) -> list | float | int:
+        """The elements as Python's numbers, in lists as deep as there are axes."""
+        return self.numpy().tolist()
 
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array: shared with the tensor on the CPU, copied from a device."""
@@ -133,6 +141,12 @@ class Tensor:
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))  # or a scalar would be an empty sequence
+
+    def __format__(self, spec: str) -> str:
+        """Of one element as Python's number, as in f"{loss:.4f}"; of more without a specification only."""
+        if spec and self.size != 1:
+            raise TypeError(f"format: {spec!r} is for a tensor of one element, got shape {self.shape}")
+        return format(self.item(), spec) if spec else str(self)
 
     def __repr__(self) -> str:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")

@@ -96,6 +96,11 @@ for op, (fn, twin) in BINARY.items():
         case(op, f"with {number} on the left", lambda x, fn=fn, c=number: fn(c, x), positive(2, 3))
 
 UNARY = {
+    "sigmoid": (lambda x: tl.sigmoid(x), normal, lambda x: 0.5 + 0.5 * (0.5 * x).tanh(), torch.sigmoid),
+    "silu": (lambda x: tl.silu(x), normal, lambda x: x * x.sigmoid(), F.silu),
+    "sin": (lambda x: x.sin(), normal, lambda x: (x - math.pi / 2).cos()),
+    "cos": (lambda x: x.cos(), normal, lambda x: 1 - 2 * (x / 2).sin() ** 2),
+    "abs": (lambda x: abs(x), spaced, lambda x: tl.maximum(x, -x)),
     "exp": (lambda x: x.exp(), normal, None),
     "log": (lambda x: x.log(), positive, None),
     "sqrt": (lambda x: x.sqrt(), positive, lambda x: x**0.5),
@@ -103,9 +108,11 @@ UNARY = {
     "relu": (lambda x: x.relu(), spaced, lambda x: (x + (x * x).sqrt()) / 2),
     "neg": (lambda x: -x, normal, lambda x: 0 - x),
 }
-for op, (fn, values, twin) in UNARY.items():
+for op, (fn, values, twin, *torch_fn) in UNARY.items():
     for shape in ((2, 3), (), (0, 3)):
-        case(op, f"{shape}", fn, values(*shape), twin=twin)
+        case(op, f"{shape}", fn, values(*shape), twin=twin, torch_fn=(*torch_fn, None)[0])
+case("sigmoid", "both tails", lambda x: x.sigmoid(), np.linspace(-40, 40, 17))
+case("silu", "both tails", lambda x: x.silu(), np.linspace(-40, 40, 17), torch_fn=F.silu)
 
 POWERS = {0: None, 1: lambda x: x * 1, 2: lambda x: x * x, 3: lambda x: x * x * x, 4: lambda x: (x * x) * (x * x)}
 for exponent, twin in POWERS.items():
@@ -115,6 +122,34 @@ case("pow", "0.5", lambda x: x**0.5, positive(2, 3), twin=lambda x: x.sqrt())
 case("pow", "2.5", lambda x: x**2.5, positive(2, 3), twin=lambda x: x * x * x.sqrt())
 case("pow", "0 at 0", lambda x: x**0, np.zeros(2))
 case("pow", "0-d", lambda x: x**2, normal())
+for name, (a, b) in SHAPES.items():
+    case(
+        "pow", f"exponents, {name}", lambda a, b: a**b, positive(*a), normal(*b), twin=lambda a, b: (a.log() * b).exp()
+    )
+case("pow", "2 ** x", lambda x: 2**x, normal(2, 3), twin=lambda x: (x * math.log(2)).exp())
+case("pow", "0.5 ** x", lambda x: 0.5**x, normal(2, 3), twin=lambda x: 2**-x)
+case("pow", "exponents 0 and 1", lambda a, b: a ** (b * np.float32([0, 1])), positive(3, 2), np.ones(2),
+     torch_fn=lambda a, b: a ** (b * torch.tensor([0, 1])))  # fmt: skip
+case("pow", "whole exponents", lambda a, b: a**b, normal(2, 4), np.arange(4))
+case("pow", "same operand", lambda x: x**x, positive(2, 3), twin=lambda x: (x.log() * x).exp())
+
+
+def apart(*shapes):
+    """Operands of which no two elements tie: even and odd multiples of 0.1."""
+    return [lambda rng, n=n, shape=shape: rng.permutation(math.prod(shape)).reshape(shape) * 0.2 - 0.5 + n * 0.1
+            for n, shape in enumerate(shapes)]  # fmt: skip
+
+
+for name, (a, b) in SHAPES.items():
+    case("maximum", name, tl.maximum, *apart(a, b), torch_fn=torch.maximum, twin=lambda a, b: (a - b).relu() + b)
+    case("minimum", name, tl.minimum, *apart(a, b), torch_fn=torch.minimum, twin=lambda a, b: a - (a - b).relu())
+case("maximum", "with a number", lambda x: tl.maximum(x, 0.1) * tl.maximum(0.1, x), spaced(2, 3),
+     torch_fn=lambda x: x.clamp(min=0.1) ** 2, twin=lambda x: x.clip(0.1) ** 2)  # fmt: skip
+case("minimum", "with a number", lambda x: tl.minimum(x, 0.1) * tl.minimum(0.1, x), spaced(2, 3),
+     torch_fn=lambda x: x.clamp(max=0.1) ** 2, twin=lambda x: x.clip(max=0.1) ** 2)  # fmt: skip
+for least, most in ((-0.22, 0.14), (None, 0.02), (0, None), (0.2, -0.2)):
+    case("clip", f"{least} to {most}", lambda x, how=(least, most): x.clip(*how), spaced(3, 4))
+case("clip", "0-d", lambda x: x.clip(-9, max=9), normal())
 
 
 def gelu_tanh_twin(x):
@@ -203,6 +238,38 @@ for name, axis in AXES.items():
              twin=lambda x, how=how, n=n: x.sum(**how) * (n / 24))  # fmt: skip
         case("max", id, lambda x, how=how: x.max(**how), spaced(2, 3, 4),
              torch_fn=lambda x, dims=dims: x.amax(**dims))  # fmt: skip
+        case("min", id, lambda x, how=how: x.min(**how), spaced(2, 3, 4),
+             torch_fn=lambda x, dims=dims: x.amin(**dims), twin=lambda x, how=how: -(-x).max(**how))  # fmt: skip
+        for correction in (0, 1):
+            of = {**how, "correction": correction}
+            case("var", f"{id} {correction}", lambda x, of=of: x.var(**of), normal(2, 3, 4),
+                 torch_fn=lambda x, dims=dims, c=correction: x.var(**dims, correction=c),
+                 twin=lambda x, how=how, axis=axis, n=24 / n, c=correction:
+                     ((x - x.mean(axis, keepdims=True)) ** 2).sum(**how) / (n - c))  # fmt: skip
+            case("std", f"{id} {correction}", lambda x, of=of: x.std(**of), spaced(2, 3, 4),
+                 torch_fn=lambda x, dims=dims, c=correction: x.std(**dims, correction=c),
+                 twin=lambda x, of=of: x.var(**of).sqrt())  # fmt: skip
+for op in (tl.sum, tl.mean, tl.max, tl.min):
+    for axis in (0, -1):
+        case(op.__name__, f"0-d on {axis}", lambda x, op=op, axis=axis: op(x, axis), normal(),
+             torch_fn=lambda x, axis=axis: x.sum(axis))  # fmt: skip
+for op in (tl.var, tl.std):
+    name = op.__name__
+    case(name, "default", lambda x, name=name: getattr(x, name)(), normal(2, 3))
+    case(name, "far from zero", lambda x, name=name: getattr(x + 50, name)(-1), spaced(4, 5),
+         torch_fn=lambda x, name=name: getattr((x + 50).double(), name)(-1).to(x.dtype))  # fmt: skip
+case("var", "0-d on 0, correction 0", lambda x: x.var(0, correction=0), normal())
+for axis, keepdims in ((None, False), (0, False), (-1, True), (1, False)):
+    how = {"axis": axis, "keepdims": keepdims}
+    # Integers have no gradient: a product with them has one.
+    case("argmax", f"{axis}{' kept' * keepdims}", lambda x, how=how: x.sum() * x.argmax(**how), spaced(2, 3, 4),
+         torch_fn=lambda x, axis=axis, k=keepdims: x.sum() * x.argmax(axis, keepdim=k))  # fmt: skip
+case("argmax", "0-d on 0", lambda x: x * x.argmax(0), normal())
+for shape, axis in (((2, 3, 4), 0), ((2, 3, 4), 1), ((2, 3, 4), -1), ((5,), 0), ((0, 3), 0), ((0, 3), 1), ((), 0)):
+    case("cumsum", f"{shape} on {axis}", lambda x, axis=axis: x.cumsum(axis), normal(*shape),
+         )  # fmt: skip
+case("cumsum", "matrix", lambda x: x.cumsum(1), normal(3, 4),
+     twin=lambda x: x @ like(np.triu(np.ones((4, 4))), x))  # fmt: skip
 case("sum", "0-d", lambda x: x.sum(), normal())
 case("sum", "empty", lambda x: x.sum(0), normal(0, 3))
 case("mean", "0-d", lambda x: x.mean(), normal())
@@ -215,6 +282,27 @@ for shape in ((3, 2), (6,), (1, 6, 1), (-1,), (3, -1)):
 case("reshape", "numbers", lambda x: x.reshape(3, -1), normal(2, 3))
 case("reshape", "0-d", lambda x: x.reshape(()), normal(1, 1))
 case("reshape", "moved axes", lambda x: x.transpose(0, 1).reshape(6), normal(2, 3))
+for start, end in ((0, -1), (1, 2), (0, 1), (-1, -1)):
+    case("flatten", f"{start} to {end}", lambda x, how=(start, end): x.flatten(*how), normal(2, 3, 4))
+case("flatten", "the rest", lambda x: x.flatten(1), normal(2, 3, 4), twin=lambda x: x.reshape(2, 12))
+for shape in ((), (2, 0)):
+    case("flatten", f"{shape}", lambda x: x.flatten(), normal(*shape), twin=lambda x: x.reshape(-1))
+for axis in (0, -1, (0, 2), 1):
+    case("squeeze", f"{axis}", lambda x, axis=axis: x.squeeze(axis), normal(1, 3, 1))
+case("squeeze", "all", lambda x: x.squeeze(), normal(1, 3, 1), twin=lambda x: x.reshape(3))
+case("squeeze", "0-d", lambda x: x.squeeze(0), normal())
+for axis in (0, 1, -1):
+    case("expand_dims", f"{axis}", lambda x, axis=axis: x.expand_dims(axis), normal(2, 3),
+         torch_fn=lambda x, axis=axis: x.unsqueeze(axis), twin=lambda x, axis=axis: tl.stack([x], axis))  # fmt: skip
+WIDER = {"rows": ((3,), (2, 3)), "columns": ((2, 1), (2, 3)), "0-d": ((), (2, 3)), "none": ((1, 3), (0, 3))}
+for name, (shape, wider) in WIDER.items():
+    case("broadcast_to", name, lambda x, shape=wider: x.broadcast_to(shape), normal(*shape),
+         twin=lambda x, shape=wider: x + like(np.zeros(shape), x))  # fmt: skip
+case("broadcast_to", "numbers", lambda x: x.broadcast_to(2, 3), normal(2, 3))
+for op in ("tril", "triu"):
+    for shape, diagonal in (((3, 4), 0), ((4, 3), 1), ((2, 3, 3), -1), ((2, 2), 5)):
+        case(op, f"{shape} {diagonal}", lambda x, op=op, d=diagonal: getattr(x, op)(d), normal(*shape))
+case("tril", "triu's rest", lambda x: x.tril(-1), normal(3, 3), twin=lambda x: x - x.triu())
 for axes in ((0, 2, 1), (2, 0, 1), (1, 2, 0), (-1, 0, -2)):
     case("permute", f"{axes}", lambda x, axes=axes: x.permute(axes), normal(2, 3, 4))
 case("permute", "numbers", lambda x: x.permute(2, 1, 0), normal(2, 3, 4), twin=lambda x: x.transpose(0, 2))
@@ -248,6 +336,14 @@ case("concatenate", "last axis", lambda *x: tl.concatenate(x, -1), normal(2, 3),
      torch_fn=lambda *x: torch.cat(x, -1))  # fmt: skip
 case("concatenate", "the same twice", lambda x: tl.concatenate([x, x], 1), normal(2, 3),
      torch_fn=lambda x: torch.cat([x, x], 1))  # fmt: skip
+case("concatenate", "0-d", lambda *x: tl.concatenate(x), normal(), normal(2), normal(),
+     torch_fn=lambda a, b, c: torch.cat([a[None], b, c[None]]))  # fmt: skip
+for axis in (0, 1, -1):
+    case("stack", f"on {axis}", lambda *x, axis=axis: tl.stack(x, axis), normal(2, 3), normal(2, 3), normal(2, 3),
+         torch_fn=lambda *x, axis=axis: torch.stack(x, axis),
+         twin=lambda *x, axis=axis: tl.concatenate([a.expand_dims(axis) for a in x], axis))  # fmt: skip
+case("stack", "0-d", lambda *x: tl.stack(x), normal(), normal(), torch_fn=lambda *x: torch.stack(x))
+case("stack", "the same twice", lambda x: tl.stack([x, x]), normal(2), torch_fn=lambda x: torch.stack([x, x]))
 
 
 def weighted(pieces):
@@ -348,16 +444,17 @@ for rows in (5, 600):
              twin=embedding_twin)  # fmt: skip
 
 
-def cross_entropy_twin(logits, targets, ignore=-100, reduction="mean"):
-    losses = -(logits.log_softmax() * like(onehot(targets, logits.shape[-1]), logits)).sum(-1)
+def cross_entropy_twin(logits, targets, ignore=-100, reduction="mean", share=0.0):
+    aim = onehot(targets, logits.shape[-1]) * (1 - share) + share / logits.shape[-1]
+    losses = -(logits.log_softmax() * like(aim, logits)).sum(-1)
     counted = targets.numpy() != ignore
     losses = losses * like(counted, logits)
     return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / int(counted.sum())}[reduction]
 
 
-def torch_cross_entropy(logits, targets, ignore=-100, reduction="mean"):
+def torch_cross_entropy(logits, targets, ignore=-100, reduction="mean", share=0.0):
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), None, ignore_index=ignore,
-                           reduction=reduction)  # fmt: skip
+                           reduction=reduction, label_smoothing=share)  # fmt: skip
     return loss.reshape(targets.shape) if reduction == "none" else loss
 
 
@@ -375,15 +472,25 @@ for reduction in ("mean", "sum", "none"):
              normal(*targets.shape, 5), targets,
              torch_fn=lambda x, t, how=how: torch_cross_entropy(x, t, *how),
              twin=lambda x, t, how=how: cross_entropy_twin(x, t, *how))  # fmt: skip
+        for share in (0.1, 1.0):
+            smooth = {"ignore_index": ignore, "reduction": reduction, "label_smoothing": share}
+            case("cross_entropy", f"{reduction} {name} smoothed {share}",
+                 lambda x, t, how=smooth: tl.cross_entropy(x, t, **how), normal(*targets.shape, 5), targets,
+                 torch_fn=lambda x, t, how=smooth: torch_cross_entropy(x, t, *how.values()),
+                 twin=lambda x, t, how=(ignore, reduction, share): cross_entropy_twin(x, t, *how))  # fmt: skip
 case("cross_entropy", "far apart", lambda x, t: tl.cross_entropy(x * 1000, t), spaced(2, 3, 5), TARGETS,
      torch_fn=lambda x, t: torch_cross_entropy(x * 1000, t))  # fmt: skip
 
 # --- attention ---
 
 
-def attention_twin(q, k, v, causal=False, dropout=0.0, scale=None):
+def attention_twin(q, k, v, causal=False, dropout=0.0, scale=None, attn_mask=None):
     """Reads the same for a Tensor and for PyTorch's."""
     scores = q @ k.transpose(-2, -1) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if attn_mask is not None:
+        scores = scores + (
+            attn_mask if hasattr(attn_mask, "requires_grad") else like(np.where(attn_mask, 0, -np.inf), q)
+        )
     if causal:
         T, S = scores.shape[-2:]  # noqa: N806
         scores = scores + like(np.where(np.tri(T, S, S - T), 0.0, -np.inf), scores)
@@ -394,9 +501,11 @@ def attention_twin(q, k, v, causal=False, dropout=0.0, scale=None):
     return probs @ v
 
 
-def torch_attention(q, k, v, causal=False, dropout=0.0, scale=None):
-    if dropout:
-        return attention_twin(q, k, v, causal, dropout, scale)
+def torch_attention(q, k, v, causal=False, dropout=0.0, scale=None, attn_mask=None):
+    if dropout or causal and attn_mask is not None:
+        return attention_twin(q, k, v, causal, dropout, scale, attn_mask)
+    if attn_mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, torch.as_tensor(attn_mask), scale=scale)
     seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
     seen = seen.tril(k.shape[-2] - q.shape[-2]) if causal else seen
     return F.scaled_dot_product_attention(q, k, v, seen, scale=scale)
@@ -429,6 +538,31 @@ for name, lead, (T, S, D, E), how in ATTENTIONS:
     )  # fmt: skip
 case("scaled_dot_product_attention", "q = k = v", lambda x: tl.scaled_dot_product_attention(x, x, x, causal=True),
      normal(2, 3, 4), torch_fn=lambda x: torch_attention(x, x, x, causal=True))  # fmt: skip
+SEEN = np.random.default_rng(0).random((2, 1, 3, 4)) < 0.6
+SEEN[..., 0] = True  # by every query, also under a causal mask
+for name, mask, how in (
+    ("mask", SEEN, {}),
+    ("mask, one for all", SEEN[0, 0], {"scale": 0.3}),
+    ("mask of keys", SEEN[:, :, :1], {}),
+    ("mask, causal", SEEN, {"causal": True}),
+    ("mask, dropout", SEEN, {"dropout": 0.3}),
+    ("mask, causal, dropout", SEEN, {"causal": True, "dropout": 0.5}),
+):
+    how = {**how, "attn_mask": mask}
+    case(
+        "scaled_dot_product_attention", name,
+        seeded(lambda q, k, v, how=how: tl.scaled_dot_product_attention(
+            q, k, v, **(how | {"attn_mask": backend_of(q.data).asarray(how["attn_mask"])}))),
+        normal(2, 2, 3, 5), normal(2, 2, 4, 5), normal(2, 2, 4, 3),
+        torch_fn=lambda q, k, v, how=how: torch_attention(q, k, v, **how),
+        twin=lambda q, k, v, how=how: attention_twin(q, k, v, **how),
+    )  # fmt: skip
+for name, shape in {"mask to add": (2, 3, 4), "mask to add, one for all": (4,)}.items():
+    case("scaled_dot_product_attention", name,
+         lambda q, k, v, m: tl.scaled_dot_product_attention(q, k, v, attn_mask=m),
+         normal(2, 3, 5), normal(2, 4, 5), normal(2, 4, 3), normal(*shape),
+         torch_fn=lambda q, k, v, m: torch_attention(q, k, v, attn_mask=m),
+         twin=lambda q, k, v, m: attention_twin(q, k, v, attn_mask=m))  # fmt: skip
 
 
 def by_heads(attention, qkv, n_head, **how):

@@ -24,6 +24,7 @@ ARROWS = {
     "autograd": {"backends", "decorators", "dtypes"},
     "tensor": {"autograd", "backends", "dtypes"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
+    "creation": {"ops", "tensor", "backends", "dtypes", "random"},
     "nn": {"ops", "tensor", "backends", "dtypes", "random"},
     "optim": {"nn", "tensor", "backends"},
     "gradcheck": {"autograd", "tensor", "backends"},

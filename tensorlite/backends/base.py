@@ -139,6 +139,13 @@ class Backend:
         wide = FLOAT64 if x.dtype in (FLOAT32, FLOAT64) else FLOAT32
         return x.sum(axis=axes, dtype=wide, keepdims=keepdims).astype(x.dtype, copy=False)
 
+    def cumsum(self, x, axis: int):
+        """The sums up to each element along the axis, added up as in `sum`."""
+        if KINDS[x.dtype] != FLOAT:
+            return x.cumsum(axis=axis, dtype=np.int64)
+        wide = FLOAT64 if x.dtype in (FLOAT32, FLOAT64) else FLOAT32
+        return x.cumsum(axis=axis, dtype=wide).astype(x.dtype, copy=False)
+
     # -- activations --
 
     def erf(self, x):
@@ -322,7 +329,7 @@ class Backend:
         scores = self.gemm(q, k, trans_b=True)
         scores *= scale
         if causal:
-            scores = self.xp.where(self._future(*scores.shape[-2:]), -math.inf, scores).astype(scores.dtype, copy=False)
+            scores = self.xp.where(self.future(*scores.shape[-2:]), -math.inf, scores).astype(scores.dtype, copy=False)
         probs = self.softmax(scores)
         dropped = probs
         if keep is not None:
@@ -353,7 +360,7 @@ class Backend:
         weights = self.softmax(self.gemm(q * scale, keys, trans_b=True))  # (B, H, 1, position + 1)
         return self.gemm(weights, values).reshape(B, 1, H * D)
 
-    def _future(self, n_queries: int, n_keys: int):
+    def future(self, n_queries: int, n_keys: int):
         """(T, S): whether a query would see a later key; the last query sees the last key."""
         queries = self.xp.arange(n_queries)[:, None] + (n_keys - n_queries)
         return self.xp.arange(n_keys)[None, :] > queries

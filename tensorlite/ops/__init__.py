@@ -4,50 +4,68 @@ An op is a plain function: it computes its result on bare arrays, and hands it t
 turns the result's gradient into its inputs' gradients.
 """
 
+from tensorlite.ops.activations import add_dropout, dropout, gelu, relu, sigmoid, silu, tanh
 from tensorlite.ops.attention import scaled_dot_product_attention, self_attention
 from tensorlite.ops.elementwise import (
+    abs,
     add,
-    add_dropout,
     cast,
+    clip,
+    cos,
     div,
-    dropout,
     exp,
-    gelu,
     log,
     masked_fill,
+    maximum,
+    minimum,
     mul,
     neg,
     pow,
-    relu,
+    sin,
     sqrt,
     sub,
-    tanh,
     where,
 )
 from tensorlite.ops.normalization import layer_norm, log_softmax, softmax
 from tensorlite.ops.operators import comparison, in_place, logic
 from tensorlite.ops.products import linear, matmul
-from tensorlite.ops.reductions import max, mean, sum
-from tensorlite.ops.shape import concatenate, getitem, permute, reshape, split, transpose
+from tensorlite.ops.reductions import argmax, cumsum, max, mean, min, std, sum, var
+from tensorlite.ops.shape import (
+    broadcast_to,
+    concatenate,
+    expand_dims,
+    flatten,
+    getitem,
+    permute,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    transpose,
+    tril,
+    triu,
+)
 from tensorlite.ops.tokens import cross_entropy, embedding
 from tensorlite.tensor import Tensor
 
 __all__ = [
-    "add", "add_dropout", "cast", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
-    "getitem", "layer_norm", "linear", "log", "log_softmax", "masked_fill", "matmul", "max", "mean", "mul", "neg",
-    "permute", "pow", "relu", "reshape", "scaled_dot_product_attention", "self_attention", "softmax", "split", "sqrt",
-    "sub", "sum", "tanh", "transpose", "where",
+    "abs", "add", "add_dropout", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "cross_entropy",
+    "cumsum", "div", "dropout", "embedding", "exp", "expand_dims", "flatten", "gelu", "getitem", "layer_norm", "linear",
+    "log", "log_softmax", "masked_fill", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg", "permute",
+    "pow", "relu", "reshape", "scaled_dot_product_attention", "self_attention", "sigmoid", "silu", "sin", "softmax",
+    "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "tanh", "transpose", "tril", "triu", "var", "where",
 ]  # fmt: skip
 
 _METHODS = (
-    dropout, exp, gelu, log, log_softmax, masked_fill, matmul, max, mean, permute, pow, relu, reshape,
-    softmax, split, sqrt, sum, tanh, transpose,
+    abs, argmax, broadcast_to, clip, cos, cumsum, dropout, exp, expand_dims, flatten, gelu, log, log_softmax,
+    masked_fill, matmul, max, mean, min, permute, pow, relu, reshape, sigmoid, silu, sin, softmax, split, sqrt,
+    squeeze, std, sum, tanh, transpose, tril, triu, var,
 )  # fmt: skip
 _OPERATORS = {
     "__add__": add, "__sub__": sub, "__mul__": mul, "__truediv__": div, "__pow__": pow, "__matmul__": matmul,
     "__neg__": neg, "__getitem__": getitem, "__radd__": lambda a, b: add(b, a), "__rsub__": lambda a, b: sub(b, a),
     "__rmul__": lambda a, b: mul(b, a), "__rtruediv__": lambda a, b: div(b, a),
-    "__rmatmul__": lambda a, b: matmul(b, a),
+    "__rmatmul__": lambda a, b: matmul(b, a), "__rpow__": lambda a, b: pow(b, a), "__abs__": abs,
 }  # fmt: skip
 
 _IN_PLACE = {
@@ -67,3 +85,4 @@ for _name in ("and_", "or_", "xor"):
         setattr(Tensor, f"__{_side}{_name.strip('_')}__", logic(_name))
 Tensor.__invert__ = logic("invert")
 Tensor.T = property(transpose)
+Tensor.view = reshape  # PyTorch's name for it

@@ -3,18 +3,26 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.elementwise import next_place
-from tensorlite.ops.operands import of_one_dtype, real_data
-from tensorlite.tensor import Tensor, record
+from tensorlite.dtypes import BOOLEAN, FLOAT32, FLOAT64, INTEGER, KINDS
+from tensorlite.ops.activations import next_place
+from tensorlite.ops.elementwise import cast, masked_fill, where
+from tensorlite.ops.normalization import softmax
+from tensorlite.ops.operands import data, of_one_dtype, real_data
+from tensorlite.ops.products import matmul
+from tensorlite.ops.shape import transpose
+from tensorlite.tensor import Tensor, needs_grad, record
 
 
 def scaled_dot_product_attention(
-    q, k, v, causal: bool = False, dropout: float = 0.0, scale: float | None = None
+    q, k, v, *, attn_mask=None, causal: bool = False, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
     """softmax(q @ k.T * scale) @ v: q (..., T, D), k (..., S, D), v (..., S, E) -> (..., T, E).
 
     The leading axes (batch, heads) of the three are equal. Keys and values may be another sequence's (cross
     attention).
+    attn_mask: broadcasts to (..., T, S). Booleans, True where a query sees a key, or floats that are added to the
+        scores, and have a gradient. It takes the plain way, with all the scores in memory. A query that sees no key
+        gets zeros.
     causal: query t sees the keys 0 .. t + S - T, so that the last query sees every key.
     dropout: probability of dropping a weight, drawn from the current `random.scope`.
     scale: 1 / sqrt(D) if None.
@@ -24,12 +32,43 @@ def scaled_dot_product_attention(
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
     scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else scale
     keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout, causal)
+    if attn_mask is not None:
+        tensors = [x if needs_grad(x) else Tensor(d) for x, d in ((q, q_data), (k, k_data), (v, v_data))]
+        return _masked_attention(*tensors, attn_mask, causal, scale, keep, keep_scale)
     y, saved = be.attention(q_data, k_data, v_data, causal, scale, keep, keep_scale)
 
     def vjp(gy):
         return be.attention_vjp(gy, q_data, k_data, v_data, saved, scale, keep_scale)
 
     return record(y, (q, k, v), vjp)
+
+
+def _masked_attention(q, k, v, mask, causal: bool, scale: float, keep, keep_scale: float) -> Tensor:
+    """Attention composed of other ops, in float32 at least, as the fused kernels have it."""
+    dtype, wide = q.dtype, q.dtype if q.dtype == FLOAT64 else FLOAT32
+    scores = matmul(cast(q, wide) * scale, transpose(cast(k, wide)))  # (..., T, S)
+    be = backend_of(scores.data)
+    scores = _apply_mask(scores, mask)
+    if causal:
+        scores = masked_fill(scores, be.future(*scores.shape[-2:]), -math.inf)
+    blind = (scores.data == -math.inf).all(axis=-1, keepdims=True)  # queries without a key, whose softmax would be NaN
+    weights = masked_fill(softmax(masked_fill(scores, blind, 0.0)), blind, 0.0)
+    if keep is not None:
+        weights = where(keep.swapaxes(-1, -2), weights, 0.0) * keep_scale
+    return cast(matmul(weights, cast(v, wide)), dtype)
+
+
+def _apply_mask(scores, mask):
+    """-inf where a mask of booleans is False; or the scores plus a mask of floats."""
+    op, m = "scaled_dot_product_attention", data(mask, "scaled_dot_product_attention")
+    be = backend_of(scores.data, m, op=op)
+    if KINDS[m.dtype] == INTEGER:
+        raise TypeError(f"{op}: attn_mask must be booleans, or floats to add to the scores, got {m.dtype}")
+    try:
+        be.xp.broadcast_to(m, scores.shape)
+    except ValueError:
+        raise ValueError(f"{op}: attn_mask {m.shape} does not broadcast to the scores {scores.shape}") from None
+    return where(m, scores, -math.inf) if KINDS[m.dtype] == BOOLEAN else scores + cast(mask, scores.dtype)
 
 
 def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) -> Tensor:

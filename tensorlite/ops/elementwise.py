@@ -1,10 +1,9 @@
 """Element-wise ops. Two operands broadcast as in NumPy; the engine sums gradients back to their shapes."""
 
-import math
+import operator
 
 import numpy as np
 
-from tensorlite import random
 from tensorlite.backends import backend_of
 from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.ops.operands import data, mask_of, named, pair, real_data
@@ -80,12 +79,15 @@ def neg(x) -> Tensor:
     return record(-x_data, (x,), lambda gy: (-gy,))
 
 
-def pow(x, exponent: float) -> Tensor:  # noqa: A001 - the field's name; Python's own is not used here
-    """x ** exponent for a constant exponent.  gx = gy * exponent * x ** (exponent - 1)."""
+def pow(x, exponent) -> Tensor:  # noqa: A001 - the field's name; Python's own is not used here
+    """x ** exponent.  gx = gy * exponent * x ** (exponent - 1), gexponent = gy * y * log(x).
+
+    As PyTorch has it, the exponent 0 gives x the gradient 0, and so does the base 0 its exponent.
+    """
     if isinstance(exponent, np.generic):
         exponent = exponent.item()
     if not isinstance(exponent, int | float):
-        raise TypeError(f"pow: the exponent must be a number, got {type(exponent).__name__}")
+        return _power_of_tensors(x, exponent)
     x_data = (real_data if isinstance(exponent, float) else data)(x, "pow")
     if exponent < 0 and KINDS[x_data.dtype] != FLOAT:
         raise ValueError(f"pow: integers have no power of {exponent}: make them floats, or write {float(exponent)}")
@@ -94,6 +96,27 @@ def pow(x, exponent: float) -> Tensor:  # noqa: A001 - the field's name; Python'
         return (gy * (exponent * _power(x_data, exponent - 1)) if exponent else backend_of(gy).xp.zeros_like(gy),)
 
     return record(_power(x_data, exponent), (x,), vjp)
+
+
+def _power_of_tensors(x, exponent) -> Tensor:
+    a, b = pair(x, exponent, "pow")
+    be, dtype = backend_of(a, b), getattr(a, "dtype", None) or b.dtype
+    xp, a, b = be.xp, be.asarray(a, dtype), be.asarray(b, dtype)
+    if KINDS[dtype] != FLOAT and (b < 0).any():
+        raise ValueError("pow: integers have no negative powers: make one of the two floats")
+    try:
+        y = a**b
+    except ValueError as error:
+        raise named(error, "pow", a, b) from None
+    need_exponent = needs_grad(exponent)
+
+    def vjp(gy):
+        gx = gy * (b * a ** xp.where(b == 0, b, b - 1))
+        if not need_exponent:
+            return gx, None
+        return gx, gy * (y * xp.log(xp.where((a == 0) & (b >= 0), xp.ones_like(a), a)))
+
+    return record(y, (x, exponent), vjp)
 
 
 def _power(x, exponent):
@@ -128,34 +151,70 @@ def sqrt(x) -> Tensor:
     return record(y, (x,), lambda gy: (gy / (2.0 * y),))
 
 
-def tanh(x) -> Tensor:
-    """The hyperbolic tangent.  gx = gy * (1 - y^2)."""
-    x_data = real_data(x, "tanh")
-    y = backend_of(x_data).xp.tanh(x_data)
-    return record(y, (x,), lambda gy: (gy * (1.0 - y * y),))
+def sin(x) -> Tensor:
+    """The sine, of radians.  gx = gy * cos(x)."""
+    x_data = real_data(x, "sin")
+    xp = backend_of(x_data).xp
+    return record(xp.sin(x_data), (x,), lambda gy: (gy * xp.cos(x_data),))
 
 
-def relu(x) -> Tensor:
-    """max(x, 0).  gx = gy, but 0 where y is 0, at the kink too, as is usual."""
-    x_data = data(x, "relu")
-    be = backend_of(x_data)
-    y = be.relu(x_data)
-    return record(y, (x,), lambda gy: (be.relu_vjp(gy, y),))
+def cos(x) -> Tensor:
+    """The cosine, of radians.  gx = -gy * sin(x)."""
+    x_data = real_data(x, "cos")
+    xp = backend_of(x_data).xp
+    return record(xp.cos(x_data), (x,), lambda gy: (-gy * xp.sin(x_data),))
 
 
-def gelu(x, approximate: str = "none") -> Tensor:
-    """The Gaussian error linear unit (Hendrycks & Gimpel 2016), x * Phi(x).
+def abs(x) -> Tensor:  # noqa: A001 - the field's name
+    """|x|.  gx = gy * sign(x): 0 at the kink."""
+    x_data = data(x, "abs")
+    xp = backend_of(x_data).xp
+    return record(xp.abs(x_data), (x,), lambda gy: (gy * xp.sign(x_data),))
 
-    approximate: "none" for the exact form with erf, "tanh" for GPT-2's approximation.
-    """
-    x_data = real_data(x, "gelu")
-    be = backend_of(x_data)
-    kernels = {"none": (be.gelu, be.gelu_vjp), "tanh": (be.gelu_tanh, be.gelu_tanh_vjp)}
-    if approximate not in kernels:
-        raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
-    gelu_of, gelu_vjp = kernels[approximate]
-    y, saved = gelu_of(x_data, needs_grad(x))
-    return record(y, (x,), lambda gy: (gelu_vjp(gy, saved),))
+
+def maximum(a, b) -> Tensor:
+    """The larger of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
+    return _extremum("maximum", a, b, operator.lt)
+
+
+def minimum(a, b) -> Tensor:
+    """The smaller of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
+    return _extremum("minimum", a, b, operator.gt)
+
+
+def _extremum(name: str, a, b, loses) -> Tensor:
+    x, y = pair(a, b, name)
+    be = backend_of(x, y)
+    try:
+        out = getattr(be.xp, name)(x, y)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise named(error, name, x, y) from None
+
+    def vjp(gy):
+        shares = be.xp.where(x == y, 0.5 * gy, gy)
+        return be.select(shares, ~loses(x, y)), be.select(shares, ~loses(y, x))
+
+    return record(out, (a, b), vjp)
+
+
+def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's words
+    """x kept between the numbers `min` and `max`, either of which may be None.  gx = gy, but 0 beyond them."""
+    bounds = [bound.item() if isinstance(bound, np.generic) else bound for bound in (min, max)]
+    kinds = {type(bound) for bound in bounds} - {type(None)}
+    if not kinds or not kinds <= {int, float}:
+        raise TypeError(f"clip: expected numbers, or one and None, got {min!r} and {max!r}; see minimum and maximum")
+    x_data = (real_data if float in kinds else data)(x, "clip")
+    be, (least, most) = backend_of(x_data), bounds
+    try:
+        y = be.xp.clip(x_data, least, most)
+    except (TypeError, OverflowError) as error:
+        raise named(error, "clip", x_data, None) from None
+
+    def vjp(gy):
+        beyond = False if least is None else x_data < least
+        return (be.select(gy, ~(beyond if most is None else beyond | (x_data > most))),)
+
+    return record(y, (x,), vjp)
 
 
 def where(condition, a, b) -> Tensor:
@@ -186,41 +245,10 @@ def masked_fill(x, mask, value: float) -> Tensor:
     return where(mask, value, x)
 
 
-def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014). Where nothing
-    is to be dropped, the result is x itself.
-
-    The mask is a function of the current `random.scope` and of how many draws were made in it before.
-    """
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout: p must be from 0 to 1, got {p}")
-    x_data = real_data(x, "dropout")
-    if not training or p == 0.0:
-        return x if isinstance(x, Tensor) and x.data is x_data else Tensor(x_data)
-    be = backend_of(x_data)
-    y, keep, scale = be.draw_dropout(x_data, next_place(x_data.shape), p)
-    return record(y, (x,), lambda gy: (be.dropout(gy, keep, scale),))
-
-
-def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
-    """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
-    x_data, b = data(x, "add_dropout"), data(branch, "add_dropout")
-    if not training or p == 0.0 or x_data.shape != b.shape or x_data.dtype != b.dtype:
-        return add(x, dropout(branch, p, training))
-    be = backend_of(x_data, b, op="add_dropout")
-    y, keep, scale = be.draw_dropout(b, next_place(b.shape), p, x_data)
-    return record(y, (x, branch), lambda gy: (gy, be.dropout(gy, keep, scale)))
-
-
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
     x_data, dtype = data(x, "cast"), known_float(dtype, "cast")
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
-
-
-def next_place(shape: tuple[int, ...]) -> random.Place:
-    """Where in the current scope the next mask of this shape is drawn."""
-    return random.current().next_place(math.prod(shape[1:]))
 
 
 def _shape(x) -> tuple[int, ...]:

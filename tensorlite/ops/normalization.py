@@ -1,15 +1,18 @@
 """Softmax, log-softmax and layer norm."""
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import normalize_axes, of_one_dtype, real_data
+from tensorlite.ops.operands import normalize_axes, of_one_dtype, one_axis, real_data
+from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, record
 
 
 def softmax(x, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
     x_data = real_data(x, "softmax")
+    axis = one_axis(axis, x_data.ndim, "softmax")
+    if axis is None:
+        return reshape(softmax(reshape(x, 1)), ())
     be = backend_of(x_data)
-    (axis,) = normalize_axes((axis,), x_data.ndim, "softmax")
     y = be.softmax(x_data, axis)
     return record(y, (x,), lambda gy: (be.softmax_vjp(gy, y, axis),))
 
@@ -17,8 +20,10 @@ def softmax(x, axis: int = -1) -> Tensor:
 def log_softmax(x, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
     x_data = real_data(x, "log_softmax")
+    axis = one_axis(axis, x_data.ndim, "log_softmax")
+    if axis is None:
+        return reshape(log_softmax(reshape(x, 1)), ())
     be = backend_of(x_data)
-    (axis,) = normalize_axes((axis,), x_data.ndim, "log_softmax")
     y = be.log_softmax(x_data, axis)
     return record(y, (x,), lambda gy: (be.log_softmax_vjp(gy, y, axis),))
 

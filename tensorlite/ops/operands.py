@@ -143,13 +143,18 @@ def ids_of(x, op: str):
     return ids
 
 
-def normalize_axes(axis, ndim: int, op: str) -> tuple[int, ...]:
-    """`axis` (None, an int or a tuple, possibly negative) as a tuple of distinct axes in [0, ndim)."""
+def normalize_axes(axis, ndim: int, op: str, lenient: bool = False) -> tuple[int, ...]:
+    """`axis` (None, an int or a tuple, possibly negative) as a tuple of distinct axes in [0, ndim).
+
+    lenient: what has no axes may be asked for its axis 0 or -1, as in NumPy and PyTorch.
+    """
     axes = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     try:
         axes = [index(a) for a in axes]
     except TypeError:
         raise TypeError(f"{op}: axis must be None, an int or a tuple of ints, got {axis!r}") from None
+    if lenient and ndim == 0 and axes in ([0], [-1]):
+        return ()
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(f"{op}: axis {a} is out of range for a tensor of {ndim} axes")
@@ -157,6 +162,28 @@ def normalize_axes(axis, ndim: int, op: str) -> tuple[int, ...]:
     if len(set(axes)) != len(axes):
         raise ValueError(f"{op}: an axis is named twice in {axis}")
     return axes
+
+
+def one_axis(axis, ndim: int, op: str) -> int | None:
+    """The axis in [0, ndim); None is that of a tensor that has none."""
+    if not hasattr(axis, "__index__"):
+        raise TypeError(f"{op}: axis must be an int, got {axis!r}")
+    axes = normalize_axes(axis, ndim, op, lenient=True)
+    return axes[0] if axes else None
+
+
+def integers(values, op: str) -> tuple[int, ...]:
+    """The integers of a shape or of axes, given one by one or as a tuple or list."""
+    given = values[0] if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+    try:
+        return tuple(index(n) for n in given)
+    except TypeError:
+        raise TypeError(f"{op}: expected integers, got {', '.join(map(repr, given))}") from None
+
+
+def along(axis: int, part) -> tuple:
+    """The index that takes `part` of an axis and all of those before and after it."""
+    return (slice(None),) * axis + (part,)
 
 
 def mask_of(x, op: str, what: str):

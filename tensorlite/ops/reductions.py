@@ -1,16 +1,16 @@
-"""Reductions over any axes."""
+"""Reductions over any axes, and sums along one. Of a tensor without axes, axis 0 or -1 is all there is."""
 
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import data, normalize_axes, real_data
+from tensorlite.ops.operands import along, data, normalize_axes, one_axis, real_data
 from tensorlite.tensor import Tensor, record
 
 
 def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
     """The sum over `axis` (None for all, an int or a tuple).  gx = gy, spread over the summed axes."""
     x_data = data(x, "sum")
-    axes = normalize_axes(axis, x_data.ndim, "sum")
+    axes = normalize_axes(axis, x_data.ndim, "sum", lenient=True)
     spread = _spreader(x_data, axes)
 
     def vjp(gy):
@@ -22,8 +22,8 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the fie
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`; of nothing it is NaN.  gx = gy / n."""
     x_data = real_data(x, "mean")
-    axes = normalize_axes(axis, x_data.ndim, "mean")
-    n = math.prod(x_data.shape[a] for a in axes)
+    axes = normalize_axes(axis, x_data.ndim, "mean", lenient=True)
+    n = _count(x_data, axes)
     spread = _spreader(x_data, axes)
 
     def vjp(gy):
@@ -33,22 +33,98 @@ def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     return record((total / (n or math.nan)).astype(x_data.dtype, copy=False), (x,), vjp)
 
 
-def max(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
-    """The maximum over `axis`.  gx = gy, shared equally among the elements that attain it."""
-    x_data = data(x, "max")
-    axes = normalize_axes(axis, x_data.ndim, "max")
-    if math.prod(x_data.shape[a] for a in axes) == 0:
-        raise ValueError(f"max: nothing to compare in shape {x_data.shape} over axes {axes}")
-    be = backend_of(x_data)
-    y = x_data.max(axis=axes, keepdims=True)
+def var(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
+    """The variance over `axis`: sum((x - mean)^2) / (n - correction), 1 as in PyTorch, where NumPy's default is 0. NaN
+    where that would divide by nothing.  gx = gy * 2 (x - mean) / (n - correction).
+    """
+    x_data = real_data(x, "var")
+    axes = normalize_axes(axis, x_data.ndim, "var", lenient=True)
+    y, deviation, scale = _variance(x_data, axes, correction)
     spread = _spreader(x_data, axes)
 
     def vjp(gy):
-        winners = (x_data == y) | (x_data != x_data)  # a NaN is the maximum where there is one
+        return (spread(gy * (2.0 * scale)) * deviation,)
+
+    return record(y if keepdims else y.squeeze(axes), (x,), vjp)
+
+
+def std(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
+    """The standard deviation, the square root of `var`.  gx = gy * (x - mean) / ((n - correction) y), 0 where y is."""
+    x_data = real_data(x, "std")
+    axes = normalize_axes(axis, x_data.ndim, "std", lenient=True)
+    squares, deviation, scale = _variance(x_data, axes, correction)
+    y = backend_of(x_data).xp.sqrt(squares)
+    spread = _spreader(x_data, axes)
+
+    def vjp(gy):
+        return (spread(gy) * (deviation * (scale / (y + (y == 0)))),)
+
+    return record(y if keepdims else y.squeeze(axes), (x,), vjp)
+
+
+def _variance(x, axes, correction: float):
+    """The variance with its axes kept, x - mean, and 1 / (n - correction)."""
+    be, n = backend_of(x), _count(x, axes)
+    # Counted from the first element: exact where the numbers are near each other, however far from 0.
+    deviation = x - x[tuple(slice(1) if a in axes else slice(None) for a in range(x.ndim))] if n else x
+    deviation = deviation - be.sum(deviation, axes, keepdims=True) * (1.0 / (n or math.nan))
+    scale = 1.0 / (n - correction) if n > correction else math.nan
+    return be.sum(deviation * deviation, axes, keepdims=True) * scale, deviation, scale
+
+
+def max(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
+    """The maximum over `axis`.  gx = gy, shared equally among the elements that attain it."""
+    return _extreme(x, axis, keepdims, "max")
+
+
+def min(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
+    """The minimum over `axis`.  gx = gy, shared equally among the elements that attain it."""
+    return _extreme(x, axis, keepdims, "min")
+
+
+def _extreme(x, axis, keepdims: bool, op: str) -> Tensor:
+    x_data = data(x, op)
+    axes = normalize_axes(axis, x_data.ndim, op, lenient=True)
+    if _count(x_data, axes) == 0:
+        raise ValueError(f"{op}: nothing to compare in shape {x_data.shape} over axes {axes}")
+    be = backend_of(x_data)
+    y = getattr(x_data, op)(axis=axes, keepdims=True)
+    spread = _spreader(x_data, axes)
+
+    def vjp(gy):
+        winners = (x_data == y) | (x_data != x_data)  # a NaN is the maximum, or the minimum, where there is one
         shares = spread(gy) / winners.sum(axis=axes, keepdims=True).astype(gy.dtype)
         return (be.select(shares, winners),)
 
     return record(y if keepdims else y.squeeze(axes), (x,), vjp)
+
+
+def argmax(x, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Where the maximum is along `axis`, or in the flattened x: int64, the first of several. It has no gradient."""
+    x_data = data(x, "argmax")
+    axis = axis if axis is None else one_axis(axis, x_data.ndim, "argmax")
+    if _count(x_data, range(x_data.ndim) if axis is None else (axis,)) == 0:
+        raise ValueError(f"argmax: nothing to compare in shape {x_data.shape} over axis {axis}")
+    return record(x_data.argmax(axis=axis, keepdims=keepdims), (), None)
+
+
+def cumsum(x, axis: int) -> Tensor:
+    """The sum of the elements up to each one along `axis`.  gx = the same of gy, from the other end."""
+    x_data = data(x, "cumsum")
+    axis = one_axis(axis, x_data.ndim, "cumsum")
+    if axis is None:
+        return sum(x)
+    be, backwards = backend_of(x_data), along(axis, slice(None, None, -1))
+
+    def vjp(gy):
+        return (be.cumsum(gy[backwards], axis)[backwards],)
+
+    return record(be.cumsum(x_data, axis), (x,), vjp)
+
+
+def _count(x, axes) -> int:
+    """How many elements come together in each one of the result."""
+    return math.prod(x.shape[a] for a in axes)
 
 
 def _spreader(x, axes):

@@ -1,7 +1,9 @@
 """Ops that move elements without changing them."""
 
+import math
+
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import align, data, normalize_axes
+from tensorlite.ops.operands import align, along, data, integers, normalize_axes, one_axis
 from tensorlite.tensor import Tensor, record
 
 
@@ -12,18 +14,53 @@ def reshape(x, *shape) -> Tensor:
     x_data = data(x, "reshape")
     try:
         y = x_data.reshape(shape)
-    except ValueError:
+    except (ValueError, TypeError):
+        shape = integers(shape, "reshape")
         raise ValueError(f"reshape: {x_data.size} elements of shape {x_data.shape} do not fit shape {shape}") from None
     x_shape = x_data.shape
     return record(y, (x,), lambda gy: (gy.reshape(x_shape),))
 
 
+def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
+    """The axes from `start_axis` to `end_axis`, both included, as one."""
+    shape = data(x, "flatten").shape
+    first, last = (one_axis(axis, len(shape), "flatten") for axis in (start_axis, end_axis))
+    if first is None:
+        return reshape(x, 1)
+    if first > last:
+        raise ValueError(f"flatten: axis {start_axis} comes after axis {end_axis} in shape {shape}")
+    return reshape(x, *shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+
+
+def squeeze(x, axis=None) -> Tensor:
+    """x without its axes of length 1, or without those of them that `axis` names, an int or a tuple."""
+    shape = data(x, "squeeze").shape
+    axes = normalize_axes(axis, len(shape), "squeeze", lenient=True)
+    return reshape(x, *[n for a, n in enumerate(shape) if n != 1 or a not in axes])
+
+
+def expand_dims(x, axis: int) -> Tensor:
+    """x with a new axis of length 1 at the place `axis` of the result. PyTorch's unsqueeze."""
+    shape = data(x, "expand_dims").shape
+    (axis,) = normalize_axes(axis, len(shape) + 1, "expand_dims")
+    return reshape(x, *shape[:axis], 1, *shape[axis:])
+
+
+def broadcast_to(x, *shape) -> Tensor:
+    """x repeated along axes of length 1, and new ones before the first, to this shape: a view.  gx = gy, summed over
+    them."""
+    x_data, shape = data(x, "broadcast_to"), integers(shape, "broadcast_to")
+    try:
+        y = backend_of(x_data).xp.broadcast_to(x_data, shape)
+    except ValueError:
+        raise ValueError(f"broadcast_to: shape {x_data.shape} does not broadcast to {shape}") from None
+    return record(y, (x,), lambda gy: (gy,))
+
+
 def permute(x, *axes) -> Tensor:
     """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`."""
-    if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
-        axes = tuple(axes[0])
     x_data = data(x, "permute")
-    axes = normalize_axes(axes, x_data.ndim, "permute")
+    axes = normalize_axes(integers(axes, "permute"), x_data.ndim, "permute")
     if len(axes) != x_data.ndim:
         raise ValueError(f"permute: all {x_data.ndim} axes must be named once, got {axes}")
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
@@ -34,8 +71,30 @@ def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     """Two axes exchanged, by default the last two."""
     x_data = data(x, "transpose")
     for axis in (axis0, axis1):
+        if isinstance(axis, (tuple, list)):
+            raise TypeError(f"transpose: expected two axes to exchange, got {axis}; permute puts all in another order")
         normalize_axes(axis, x_data.ndim, "transpose")
     return record(x_data.swapaxes(axis0, axis1), (x,), lambda gy: (gy.swapaxes(axis0, axis1),))
+
+
+def tril(x, diagonal: int = 0) -> Tensor:
+    """The lower triangle of the last two axes, 0 above the diagonal; a positive `diagonal` keeps that many more.
+    gx = the same of gy."""
+    return _triangle(x, diagonal, "tril")
+
+
+def triu(x, diagonal: int = 0) -> Tensor:
+    """The upper triangle of the last two axes, 0 below the diagonal; a positive `diagonal` leaves that many more out.
+    gx = the same of gy."""
+    return _triangle(x, diagonal, "triu")
+
+
+def _triangle(x, diagonal: int, op: str) -> Tensor:
+    x_data, (diagonal,) = data(x, op), integers((diagonal,), op)
+    if x_data.ndim < 2:
+        raise ValueError(f"{op}: expected a matrix, or several (..., M, N), got shape {x_data.shape}")
+    part = getattr(backend_of(x_data).xp, op)
+    return record(part(x_data, diagonal), (x,), lambda gy: (part(gy, diagonal),))
 
 
 def getitem(x, index) -> Tensor:
@@ -74,13 +133,11 @@ def _index_part(be, i):
 
 
 def concatenate(tensors, axis: int = 0) -> Tensor:
-    """The tensors one after the other along an existing axis.  Each gets its slice of gy."""
-    tensors = tuple(tensors)
-    if not tensors:
-        raise ValueError("concatenate: needs at least one tensor")
-    arrays = [data(a, "concatenate") for a in align(tensors, "concatenate")]
-    be = backend_of(*arrays, op="concatenate")
-    (axis,) = normalize_axes((axis,), arrays[0].ndim, "concatenate")
+    """The tensors one after the other along an existing axis; one without axes counts as (1,).  Each gets its slice
+    of gy."""
+    be, tensors, arrays = _several(tensors, "concatenate")
+    arrays = [a if a.ndim else a.reshape(1) for a in arrays]
+    (axis,) = normalize_axes(axis, arrays[0].ndim, "concatenate")
     try:
         y = be.xp.concatenate(arrays, axis=axis)
     except ValueError:
@@ -89,23 +146,51 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
     spans = _spans([a.shape[axis] for a in arrays])
 
     def vjp(gy):
-        return tuple(gy[_along(axis, span)] for span in spans)
+        return tuple(gy[along(axis, span)] for span in spans)
 
     return record(y, tensors, vjp)
+
+
+def stack(tensors, axis: int = 0) -> Tensor:
+    """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  Each gets its part
+    of gy."""
+    be, tensors, arrays = _several(tensors, "stack")
+    if len({a.shape for a in arrays}) > 1:
+        raise ValueError(f"stack: expected one shape, got {', '.join(str(a.shape) for a in arrays)}")
+    (axis,) = normalize_axes(axis, arrays[0].ndim + 1, "stack")
+
+    def vjp(gy):
+        return tuple(gy[along(axis, i)] for i in range(len(arrays)))
+
+    return record(be.xp.stack(arrays, axis), tensors, vjp)
+
+
+def _several(tensors, op: str):
+    """The backend, what is given as a sequence, and the arrays in it in the dtype in which they meet."""
+    if not hasattr(tensors, "__iter__"):
+        raise TypeError(f"{op}: expected a list or tuple of tensors, got {type(tensors).__name__}")
+    tensors = tuple(tensors)
+    if not tensors:
+        raise ValueError(f"{op}: needs at least one tensor")
+    arrays = align(tensors, op)
+    be = backend_of(*[a for a in arrays if hasattr(a, "dtype")], op=op)
+    dtype = next(a.dtype for a in arrays if hasattr(a, "dtype"))
+    return be, tensors, [be.asarray(a, dtype) for a in arrays]
 
 
 def split(x, sizes, axis: int = 0) -> list[Tensor]:
     """Cut x along an axis into pieces of size `sizes` (an int, the last may be smaller, or a list of all sizes)."""
     x_data = data(x, "split")
-    (axis,) = normalize_axes((axis,), x_data.ndim, "split")
+    (axis,) = normalize_axes(axis, x_data.ndim, "split")
     n = x_data.shape[axis]
-    if isinstance(sizes, int):
+    if hasattr(sizes, "__index__"):
         if sizes < 1:
             raise ValueError(f"split: the size of a piece must be at least 1, got {sizes}")
         sizes = [min(sizes, n - start) for start in range(0, max(1, n), sizes)]
+    sizes = integers(sizes, "split")
     if min(sizes, default=0) < 0 or sum(sizes) != n:
         raise ValueError(f"split: sizes {list(sizes)} do not add up to {n}, the length of axis {axis}")
-    return [getitem(x, _along(axis, span)) for span in _spans(sizes)]
+    return [getitem(x, along(axis, span)) for span in _spans(sizes)]
 
 
 def _spans(sizes):
@@ -114,7 +199,3 @@ def _spans(sizes):
         spans.append(slice(start, start + size))
         start += size
     return spans
-
-
-def _along(axis: int, span: slice) -> tuple:
-    return (slice(None),) * axis + (span,)

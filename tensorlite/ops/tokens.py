@@ -2,7 +2,10 @@
 
 from tensorlite.backends import backend_of
 from tensorlite.backends.base import as_rows
+from tensorlite.ops.elementwise import masked_fill
+from tensorlite.ops.normalization import log_softmax
 from tensorlite.ops.operands import data, ids_of, real_data
+from tensorlite.ops.reductions import mean, sum
 from tensorlite.tensor import Tensor, needs_grad, record
 
 
@@ -20,11 +23,14 @@ def embedding(ids, weight) -> Tensor:
     return record(y, (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
 
 
-def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits, targets, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
     """-log softmax(logits)[target], in nats: logits (..., V), targets (...) integers.
 
     ignore_index: targets of this value count for nothing, neither in the sum nor in the mean.
     reduction: "mean" over the targets that count (0 if there are none), "sum", or "none" for each: shape (...).
+    label_smoothing: the share of each target that is spread evenly over all V (Szegedy et al. 2016, section 7).
     """
     logits_data, targets = real_data(logits, "cross_entropy"), ids_of(targets, "cross_entropy")
     be = backend_of(logits_data, targets, op="cross_entropy")
@@ -34,6 +40,10 @@ def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "m
         raise ValueError(
             f"cross_entropy: expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}"
         )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
+    if label_smoothing:
+        return _smoothed_cross_entropy(logits, targets, ignore_index, reduction, label_smoothing)
     shape = logits_data.shape
     flat = targets.reshape(-1).copy() if needs_grad(logits) else targets.reshape(-1)
     losses, saved = be.cross_entropy(as_rows(logits_data), flat, ignore_index)
@@ -50,3 +60,14 @@ def cross_entropy(logits, targets, ignore_index: int = -100, reduction: str = "m
         return (be.cross_entropy_vjp(gy.reshape(-1) * weight, saved, flat, ignore_index).reshape(shape),)
 
     return record(out, (logits,), vjp)
+
+
+def _smoothed_cross_entropy(logits, targets, ignore_index: int, reduction: str, share: float) -> Tensor:
+    """(1 - share) * cross entropy - share * mean(log softmax(logits))."""
+    ignored = targets == ignore_index
+    logits = masked_fill(logits, ignored[..., None], 0.0)  # though they may be NaN
+    losses = cross_entropy(logits, targets, ignore_index, "none") * (1.0 - share)
+    losses = masked_fill(losses - mean(log_softmax(logits), -1) * share, ignored, 0.0)
+    if reduction == "none":
+        return losses
+    return sum(losses) / (1 if reduction == "sum" else backend_of(targets).xp.maximum((~ignored).sum(), 1))

@@ -1,0 +1,54 @@
+"""Tensors out of nothing. Arrays that exist already go into `Tensor(...)`.
+
+Each takes the shape as numbers or as one tuple, `zeros(2, 3)` or `zeros((2, 3))`, and
+
+dtype: float32 by default, and int64 for an `arange` of integers.
+requires_grad: make it a leaf that receives `.grad`.
+backend: "numpy" or "cupy", whose device it is on.
+"""
+
+import numpy as np
+
+from tensorlite import random
+from tensorlite.backends import get_backend
+from tensorlite.dtypes import FLOAT32, known, known_float
+from tensorlite.ops.operands import integers
+from tensorlite.tensor import Tensor
+
+
+def zeros(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
+    """All elements 0."""
+    array = get_backend(backend).xp.zeros(_lengths(shape, "zeros"), known(dtype))
+    return Tensor(array, requires_grad)
+
+
+def ones(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
+    """All elements 1."""
+    array = get_backend(backend).xp.ones(_lengths(shape, "ones"), known(dtype))
+    return Tensor(array, requires_grad)
+
+
+def randn(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
+    """Draws from the normal distribution of mean 0 and variance 1: a function of the current `random.scope`, or of
+    `manual_seed`, and of how many draws were made in it before; on the host, so that every backend has the same."""
+    drawn = random.next_generator().standard_normal(_lengths(shape, "randn"), np.float32)
+    return Tensor(get_backend(backend).asarray(drawn, known_float(dtype, "randn")), requires_grad)
+
+
+def arange(start, stop=None, step=1, *, dtype=None, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
+    """start, start + step, ... up to but without `stop`; with one number those from 0 to below it."""
+    start, stop = (0, start) if stop is None else (start, stop)
+    if not all(isinstance(n, int | float | np.number) for n in (start, stop, step)):
+        raise TypeError(f"arange: expected numbers, got {start!r}, {stop!r} and {step!r}")
+    if not step:
+        raise ValueError("arange: the step must not be 0")
+    array = np.arange(start, stop, step)
+    default = FLOAT32 if array.dtype.kind == "f" else np.int64
+    return Tensor(get_backend(backend).asarray(array, known(dtype or default)), requires_grad)
+
+
+def _lengths(shape, op: str) -> tuple[int, ...]:
+    shape = integers(shape, op)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{op}: lengths must be 0 or more, got {shape}")
+    return shape
