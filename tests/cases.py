@@ -128,7 +128,7 @@ for name, (a, b) in SHAPES.items():
     )
 case("pow", "2 ** x", lambda x: 2**x, normal(2, 3), twin=lambda x: (x * math.log(2)).exp())
 case("pow", "0.5 ** x", lambda x: 0.5**x, normal(2, 3), twin=lambda x: 2**-x)
-case("pow", "exponents 0 and 1", lambda a, b: a ** (b * np.float32([0, 1])), positive(3, 2), np.ones(2),
+case("pow", "exponents 0 and 1", lambda a, b: a ** (b * like([0, 1], b)), positive(3, 2), np.ones(2),
      torch_fn=lambda a, b: a ** (b * torch.tensor([0, 1])))  # fmt: skip
 case("pow", "whole exponents", lambda a, b: a**b, normal(2, 4), np.arange(4))
 case("pow", "same operand", lambda x: x**x, positive(2, 3), twin=lambda x: (x.log() * x).exp())

@@ -57,9 +57,24 @@ UNARY = {
     "where": (lambda x: tl.where(x > 0, x, 0.0), lambda x: torch.where(x > 0, x, 0.0)),
     "masked_fill": (lambda x: x.masked_fill(x > 0, 2.0),) * 2,
     "dropout": (lambda x: x.dropout(1.0), lambda x: x * 0),
+    "sigmoid": (tl.sigmoid, torch.sigmoid), "silu": (tl.silu, F.silu), "sin": (tl.sin, torch.sin),
+    "cos": (tl.cos, torch.cos), "abs": (tl.abs, torch.abs), "clip": (lambda x: x.clip(-0.1, 0.1),) * 2,
+    "maximum": (lambda x: tl.maximum(x, -x), lambda x: torch.maximum(x, -x)),
+    "minimum": (lambda x: tl.minimum(x, x), lambda x: torch.minimum(x, x)),
+    "pow of exponents": (lambda x: (x * x) ** x,) * 2, "2 ** x": (lambda x: 2**x,) * 2,
+    "var": (lambda x: x.var(correction=0),) * 2, "var 0": (lambda x: x.var(0, correction=0),) * 2,
+    "var -1": (lambda x: x.var(-1, correction=0),) * 2, "std": (lambda x: x.std(correction=0),) * 2,
+    "std 0": (lambda x: x.std(0, correction=0),) * 2, "cumsum 0": (lambda x: x.cumsum(0),) * 2,
+    "cumsum -1": (lambda x: x.cumsum(-1),) * 2, "flatten": (lambda x: x.flatten(),) * 2,
+    "flatten -1": (lambda x: x.flatten(-1),) * 2, "squeeze": (lambda x: x.squeeze(),) * 2,
+    "squeeze 0": (lambda x: x.squeeze(0),) * 2, "expand_dims": (lambda x: x.expand_dims(-1), lambda x: x.unsqueeze(-1)),
+    "broadcast_to": (lambda x: x.broadcast_to(2, *x.shape),) * 2,
+    "stack": (lambda x: tl.stack([x, x], -1), lambda x: torch.stack([x, x], -1)),
+    "tril": (lambda x: x.expand_dims(0).tril(), lambda x: x[None].tril()),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")  # PyTorch, of a variance of nothing
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", UNARY)
 def test_lengths_of_zero_and_one(op, shape, backend):
@@ -88,7 +103,7 @@ def test_attention_of_and_to_nothing(T, S, D, E, causal, backend):  # noqa: N803
     if causal and T > S:
         return
     arrays = [normal(2, T, D), normal(2, S, D), normal(2, S, E)]
-    got = run(lambda q, k, v: tl.scaled_dot_product_attention(q, k, v, causal), arrays, backend)
+    got = run(lambda q, k, v: tl.scaled_dot_product_attention(q, k, v, causal=causal), arrays, backend)
     scale = {} if D else {"scale": 1.0}
     assert_same(got, run_torch(lambda q, k, v: torch_attention(q, k, v, causal, **scale), arrays))
 
@@ -299,7 +314,7 @@ def test_a_later_key_cannot_spoil_an_earlier_query(T, bad, backend):  # noqa: N8
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_to_one_key_is_its_value(causal, dtype, backend):
     q, k, v = (normal(64, 1, 8, dtype=dtype) * s for s in (1, 3, 1))
-    y, gq, gk, gv = run(lambda q, k, v: tl.scaled_dot_product_attention(q, k, v, causal), [q, k, v], backend)
+    y, gq, gk, gv = run(lambda q, k, v: tl.scaled_dot_product_attention(q, k, v, causal=causal), [q, k, v], backend)
     np.testing.assert_array_equal(y, v)
     assert not gq.any()
     assert not gk.any()

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field knows
 from cases import CASES
 from tolerances import assert_close
 
 import tensorlite as tl
-from tensorlite import Tensor, backends, grad, gradcheck, ops
+from tensorlite import Tensor, backends, grad, gradcheck, ops, random
 
 FLOATS = (np.float32, np.float64)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.id}")
@@ -98,9 +99,69 @@ def test_max_shares_its_gradient_among_ties(axis, backend):
     assert_same(run(lambda x: x.max(axis), [x], backend), run_torch(lambda x: x.amax(axis), [x]))
 
 
-def test_relu_has_no_gradient_at_zero(backend):
-    x = np.array([-0.0, 0.0])
-    assert_same(run(tl.relu, [x], backend), run_torch(torch.relu, [x]))
+NAN, INF = math.nan, math.inf
+KINKS = {
+    "relu": (tl.relu, torch.relu, [-0.0, 0.0]),
+    "abs": (tl.abs, torch.abs, [-0.0, 0.0, -INF, INF]),
+    "clip": (lambda x: x.clip(-1, 1), lambda x: x.clamp(-1, 1), [-1.0, 1.0, -INF, INF]),
+    "min": (tl.min, torch.amin, [1.0, -2.0, -2.0]),
+    "maximum": (tl.maximum, torch.maximum, [1.0, 0.0, NAN, 2.0, INF], [1.0, -0.0, 1.0, NAN, INF]),
+    "minimum": (tl.minimum, torch.minimum, [1.0, 0.0, NAN, 2.0, INF], [1.0, -0.0, 1.0, NAN, INF]),
+    "std": (tl.std, torch.std, [3.0, 3.0, 3.0]),
+    "sigmoid": (tl.sigmoid, torch.sigmoid, [-INF, INF, -800.0, 800.0, NAN]),
+    "silu": (tl.silu, F.silu, [-800.0, 800.0, NAN]),
+    "pow": (tl.pow, torch.pow, [0.0, 0.0, 0.0, 2.0, -2.0, INF, NAN], [0.0, 2.0, 1.0, 0.0, 3.0, 1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("op", KINKS)
+@np.errstate(invalid="ignore")
+def test_kinks_ties_and_infinities_as_in_pytorch(op, backend):
+    ours, theirs, *inputs = KINKS[op]
+    arrays = [np.array(x) for x in inputs]
+    assert_same(run(ours, arrays, backend), run_torch(theirs, arrays))
+
+
+@pytest.mark.parametrize(("op", "gradient"), [(lambda x: x.clip(-1, 1), 1.0), (tl.abs, NAN)])
+def test_a_nan_passes_its_gradient_on(op, gradient, backend):
+    """PyTorch's is 0, though its result is NaN."""
+    y, gx = run(op, [np.array([NAN])], backend)
+    assert math.isnan(y)
+    np.testing.assert_array_equal(gx, gradient * cotangent(y))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_query_that_sees_no_key_gets_zeros(causal, backend):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 3, 4)) for _ in range(3))
+    mask = np.ones((2, 3, 3), bool)
+    mask[0, 1] = mask[1, 0] = False
+    attention = lambda *x: tl.scaled_dot_product_attention(*x, attn_mask=backend.asarray(mask), causal=causal)  # noqa: E731
+    y, *gradients = run(attention, [q, k, v], backend)
+    for row in (y[0, 1], y[1, 0], gradients[0][0, 1], gradients[0][1, 0]):
+        np.testing.assert_array_equal(row, 0)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_mask_that_hides_nothing_changes_nothing(causal, dropout, backend):
+    arrays = [np.random.default_rng(i).standard_normal((2, 4, 5)) for i in range(3)]
+    results = []
+    for mask in (None, backend.asarray(np.ones((4, 4), bool))):
+        with random.scope(3):
+            how = {"attn_mask": mask, "causal": causal, "dropout": dropout}
+            results.append(run(lambda *x, how=how: tl.scaled_dot_product_attention(*x, **how), arrays, backend))
+    assert_same(*results)
+
+
+def test_smoothed_cross_entropy_ignores_what_is_in_an_ignored_row(backend):
+    logits, targets = np.array([[np.nan, 1.0, 2.0], [1.0, 2.0, 3.0]]), np.array([-100, 1])
+    loss, gx = run(lambda x, t: tl.cross_entropy(x, t, label_smoothing=0.1), [logits, targets], backend)
+    assert np.isfinite(loss)
+    assert (gx[0] == 0).all()
+    assert_close(gx[1:], run_torch(lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1),
+                                   [logits[1:], targets[1:]])[1])  # fmt: skip
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
