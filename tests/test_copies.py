@@ -243,6 +243,17 @@ def test_a_module_that_keeps_a_result_says_what_to_do():
     copy.deepcopy(model)
 
 
+def test_a_pickle_from_when_nn_was_one_file_is_read():
+    model = Tied()
+    pickled = pickle.dumps([model, AdamW(model.parameters())], 2)
+    for name in (b"layers", b"module"):
+        assert b"ctensorlite.nn." + name in pickled
+        pickled = pickled.replace(b"ctensorlite.nn." + name, b"ctensorlite.nn")
+    twin, twins = pickle.loads(pickled)
+    np.testing.assert_array_equal(twin(X).data, model(X).data)
+    assert_bound(twins, twin.parameters())
+
+
 # --- optimisers ---
 
 

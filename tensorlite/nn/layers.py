@@ -1,0 +1,75 @@
+"""The layers a GPT is made of."""
+
+import math
+
+import numpy as np
+
+from tensorlite import ops, random
+from tensorlite.nn.module import Module, Parameter
+from tensorlite.tensor import Tensor
+
+
+class Linear(Module):
+    """y = x @ weight.T + bias; weight (out_features, in_features), bias (out_features,).
+
+    Initial values are uniform within 1 / sqrt(in_features), as PyTorch's; with `std`, weights from N(0, std) and
+    biases 0, as GPT-2's.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float | None = None):
+        shape, bound = (out_features, in_features), 1.0 / math.sqrt(in_features)
+        if std is None:
+            self.weight = Parameter(_uniform(shape, bound))
+            self.bias = Parameter(_uniform(shape[:1], bound)) if bias else None
+        else:
+            self.weight = Parameter(_normal(shape, std))
+            self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+
+    def forward(self, x) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """A table of num_embeddings rows; weight (num_embeddings, embedding_dim), initially N(0, std)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float = 1.0):
+        self.weight = Parameter(_normal((num_embeddings, embedding_dim), std))
+
+    def forward(self, ids) -> Tensor:
+        return ops.embedding(ids, self.weight)
+
+
+class LayerNorm(Module):
+    """Layer norm over the last axis, of length `size`; weight (size,) of ones, bias (size,) of zeros or None."""
+
+    def __init__(self, size: int, bias: bool = True, eps: float = 1e-5):
+        self.weight = Parameter(np.ones(size, np.float32))
+        self.bias = Parameter(np.zeros(size, np.float32)) if bias else None
+        self.eps = eps
+
+    def forward(self, x) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Dropout(Module):
+    """Drops with probability p while training; does nothing in eval mode."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def forward(self, x) -> Tensor:
+        return ops.dropout(x, self.p, self.training)
+
+
+def _init_generator() -> "np.random.Generator":
+    """The next place in the current scope's initialisation stream."""
+    place = random.current().next_place(0)
+    return random.generator(place.seed, random.INIT, place.step, place.call)
+
+
+def _uniform(shape, bound: float) -> np.ndarray:
+    return _init_generator().uniform(-bound, bound, shape).astype(np.float32)
+
+
+def _normal(shape, std: float) -> np.ndarray:
+    return _init_generator().standard_normal(shape, dtype=np.float32) * np.float32(std)
