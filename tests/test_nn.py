@@ -191,6 +191,71 @@ def test_a_module_without_forward_says_so():
         Module()(1)
 
 
+ACTIVATIONS = [("ReLU", {}), ("GELU", {}), ("GELU", {"approximate": "tanh"}), ("Tanh", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), ACTIVATIONS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_activations_against_torch(name, options, dtype):
+    data = np.linspace(-3, 3, 12, dtype=dtype).reshape(3, 4)
+    x, x2 = Tensor(data, requires_grad=True), torch.tensor(data, requires_grad=True)
+    y, y2 = getattr(nn, name)(**options)(x), getattr(torch.nn, name)(**options)(x2)
+    assert_close(y.data, y2.detach().numpy())
+    tl.sum(y * y).backward()
+    (y2 * y2).sum().backward()
+    assert_close(x.grad, x2.grad.numpy())
+
+
+# --- Sequential ---
+
+
+def test_a_sequential_against_torch():
+    layers = [("Linear", (4, 5)), ("LayerNorm", (5,)), ("ReLU", ()), ("Linear", (5, 3)), ("Tanh", ())]
+    ours, theirs = (
+        Seq(*(getattr(of, name)(*args) for name, args in layers))
+        for Seq, of in ((nn.Sequential, nn), (torch.nn.Sequential, torch.nn))
+    )
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    y, expected = ours(x), theirs(torch.from_numpy(x))
+    assert_close(y.data, expected.detach().numpy())
+    tl.sum(y * y).backward()
+    (expected * expected).sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, q.grad.numpy())
+    assert len(ours) == len(theirs)
+    for part in (slice(1, None), slice(-2, None), slice(None, None, 3), slice(0, 0)):
+        assert type(ours[part]) is nn.Sequential
+        assert list(ours[part].named_parameters()) == list(theirs[part].state_dict())
+        assert list(ours[part]) == list(ours)[part]
+    np.testing.assert_array_equal(ours[3:](ours[:3](x)).data, y.data)
+
+
+def test_a_sequential_of_functions_and_nested_ones():
+    model = nn.Sequential(linear(), tl.tanh, nn.Sequential(linear(), nn.Dropout(0.5)), lambda x: x * 2.0)
+    assert list(model.named_parameters()) == ["0.weight", "2.0.weight"]
+    assert (model[0], model[-3], model[2][0]) == (list(model)[0], tl.tanh, list(model[2])[0])
+    assert not model.eval()[2][1].training
+    x = np.ones((1, 2), np.float32)
+    expected = tl.linear(tl.tanh(tl.linear(x, model[0].weight)), model[2][0].weight) * 2.0
+    np.testing.assert_array_equal(model(x).data, expected.data)
+    assert nn.Sequential()(x) is x
+    model.extra = parameter()  # no layer
+    assert len(model) == 4
+    with pytest.raises(IndexError):
+        model[4]
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [([len], "a list"), (3, "a int"), (None, "a NoneType"), (nn.ReLU, "the class ReLU"), (np.ones(2), "a ndarray")],
+)
+def test_a_layer_that_cannot_be_called_is_refused(layer, said):
+    with pytest.raises(TypeError, match=f"^Sequential: expected a Module .* at position 1, got {said}; give the"):
+        nn.Sequential(nn.Tanh(), layer)
+
+
 # --- what is in containers ---
 
 

@@ -1,6 +1,7 @@
 """The layers a GPT is made of."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -59,6 +60,70 @@ class Dropout(Module):
 
     def forward(self, x) -> Tensor:
         return ops.dropout(x, self.p, self.training)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x) -> Tensor:
+        return ops.relu(x)
+
+
+class GELU(Module):
+    """x * Phi(x); approximate: "none" for the exact form, "tanh" for GPT-2's."""
+
+    def __init__(self, approximate: str = "none"):
+        self.approximate = approximate
+
+    def forward(self, x) -> Tensor:
+        return ops.gelu(x, self.approximate)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent."""
+
+    def forward(self, x) -> Tensor:
+        return ops.tanh(x)
+
+
+class Sequential(Module):
+    """Each layer on what the one before it gives. A layer is a Module or any other callable, such as `tl.tanh`; a
+    TypeError names one that is neither.
+
+    A parameter's name begins with its layer's position: "0.weight". `model[0]` is a layer, `model[1:]` a Sequential of
+    the same layers under the same names.
+    """
+
+    def __init__(self, *layers):
+        for i, layer in enumerate(layers):
+            if isinstance(layer, type) or not callable(layer):
+                what = f"the class {layer.__name__}" if isinstance(layer, type) else f"a {type(layer).__name__}"
+                raise TypeError(
+                    f"Sequential: expected a Module or another callable at position {i}, got {what}; "
+                    "give the layers one by one, as in Sequential(Linear(2, 3), ReLU())"
+                )
+            setattr(self, str(i), layer)
+
+    def forward(self, x) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def __iter__(self) -> Iterator:
+        return iter(self._layers().values())
+
+    def __len__(self) -> int:
+        return len(self._layers())
+
+    def __getitem__(self, index: int | slice):
+        if not isinstance(index, slice):
+            return list(self)[index]
+        part = Sequential()
+        vars(part).update(list(self._layers().items())[index])
+        return part
+
+    def _layers(self) -> dict:
+        return {name: layer for name, layer in vars(self).items() if name.isdecimal()}
 
 
 def _init_generator() -> "np.random.Generator":
