@@ -422,7 +422,6 @@ def test_a_copied_model_trains_as_the_original_to_the_bit(make, duplicate):
 def test_copies_stay_on_the_device(cuda, duplicate):
     assert duplicate(cuda) is cuda
     model = Tied().to(cuda.name)
-    model.mask = Tensor(cuda.asarray(np.ones(3, np.float32)))
     optimizer = make_optimizer(model)
     x = cuda.asarray(X)
     for n in range(2):

@@ -76,6 +76,11 @@ def test_zero_grad_forgets():
     model = Model()
     tl.cross_entropy(model(IDS), IDS).backward()
     assert all(p.grad is not None for p in model.parameters())
+    grad, model.head.weight.grad = model.h[0].scale.grad, None
+    model.zero_grad(set_to_none=False)
+    assert model.h[0].scale.grad is grad
+    assert not grad.any()
+    assert model.head.weight.grad is None
     model.zero_grad()
     assert all(p.grad is None for p in model.parameters())
 
@@ -492,6 +497,9 @@ def test_a_dtype_that_parameters_cannot_have_changes_nothing(dtype):
 
 def test_a_move_that_fails_half_way_changes_nothing(monkeypatch):
     model, left = Model(), [3]
+    model.mask = Tensor(np.ones(4, np.float32))
+    tensors = [model.mask, *model.parameters()]
+    before = [t.data for t in tensors]
 
     def asarray(self, data, dtype=None):
         if not left[0]:
@@ -502,7 +510,8 @@ def test_a_move_that_fails_half_way_changes_nothing(monkeypatch):
     monkeypatch.setattr(type(tl.get_backend("numpy")), "asarray", asarray)
     with pytest.raises(MemoryError):
         model.to(dtype=np.float64)
-    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+    assert left == [0]
+    assert all(t.data is data for t, data in zip(tensors, before, strict=True))
 
 
 def test_a_move_leaves_what_is_frozen_frozen():
@@ -510,3 +519,45 @@ def test_a_move_leaves_what_is_frozen_frozen():
     layer.weight.requires_grad = False
     layer.to(dtype=np.float64)
     assert [p.requires_grad for p in layer.parameters()] == [False, True]
+
+
+# Where a Module may have a Tensor that is no Parameter.
+TENSORS = {
+    "an attribute": lambda t: t,
+    "a list": lambda t: [1, t, None],
+    "a tuple": lambda t: (parameter, t),
+    "a dict": lambda t: {"a": t, (0, 1): [t]},
+    "deep": lambda t: [{"a": ({1: t},)}],
+    "a child": lambda t: Holder(y=[t]),
+    "a list of children": lambda t: [Holder(y=t), {"a": Holder(y=t)}],
+    "a list that contains itself": lambda t: [[t, LOOP], LOOP],
+}
+VALUES = [np.ones(3, np.float32), np.ones((2, 2)), np.arange(4), np.array([True, False]), np.array(2, np.uint8)]
+
+
+@pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
+def test_other_tensors_move_along_and_are_no_parameters(make, cuda):
+    for values in VALUES:
+        t = Tensor(values)
+        model = Holder(first=linear(), x=make(t), again=t)
+        names = list(model.named_parameters())
+        assert model.to("cupy") is model
+        assert (tl.backend_of(t.data), t.dtype) == (cuda, values.dtype)
+        model.to(dtype=np.float64)
+        assert (tl.backend_of(t.data), t.dtype) == (cuda, np.float64 if values.dtype.kind == "f" else values.dtype)
+        model.to("numpy", np.float32)
+        assert (type(t.data), t.dtype) == (np.ndarray, np.float32 if values.dtype.kind == "f" else values.dtype)
+        np.testing.assert_array_equal(t.data, values)
+        assert not t.requires_grad
+        assert list(model.named_parameters()) == list(model.state_dict()) == names
+
+
+def test_a_move_leaves_results_that_are_bound_to_a_graph():
+    model = Holder(w=parameter(), x=Tensor(np.ones(2, np.float32), requires_grad=True))
+    model.y = [model.w * 2.0]
+    with tl.no_grad():
+        model.z = model.w * 2.0
+    model.to(dtype=np.float64)
+    assert [t.dtype.name for t in (model.w, model.x, *model.y, model.z)] == ["float64", "float64", "float32", "float64"]
+    tl.sum(model.x * model.z).backward()
+    assert model.x.grad.dtype == np.float64

@@ -8,7 +8,7 @@ from types import MappingProxyType, MemberDescriptorType
 import numpy as np
 
 from tensorlite.backends import backend_of, get_backend
-from tensorlite.dtypes import known_float
+from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.tensor import Tensor
 
 
@@ -27,6 +27,9 @@ class Module:
 
     In a set, an iterator or another container they would not be found, and are refused; other objects are not looked
     into. A Module may refer to one that contains it.
+
+    Other Tensors in the same places, such as a mask, are moved by `to` along with the parameters. They are no
+    parameters, and not in `state_dict`: being an attribute is all it takes, so there is no register_buffer.
 
     `training` tells layers such as Dropout how to behave; `train()` and `eval()` set it for the whole tree.
     """
@@ -94,21 +97,31 @@ class Module:
     def eval(self) -> "Module":
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients: `.grad` becomes None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients: `.grad` becomes None, or without `set_to_none` zeros where there is one."""
         for p in self.parameters():
-            p.grad = None
+            if set_to_none:
+                p.grad = None
+            elif p.grad is not None:
+                p.grad.fill(0)
 
     def to(self, backend: str | None = None, dtype=None) -> "Module":
         """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype (float32, float64, bfloat16), in place;
-        gradients are dropped. Where that cannot be, nothing has changed."""
+        gradients are dropped. Where that cannot be, nothing has changed.
+
+        Other Tensors move too, integers and booleans with their own dtype; results bound to a graph stay as they are.
+        """
         dtype = dtype if dtype is None else known_float(dtype, "to")
-        target, parameters = get_backend(backend) if backend else None, self.parameters()
-        moved = [(target or backend_of(p.data)).asarray(p.numpy(), dtype or p.dtype) for p in parameters]
-        for p, data in zip(parameters, moved, strict=True):
-            trained, p.requires_grad = p.requires_grad, False  # its node knows the old dtype
-            p.data, p.grad = data, None
-            p.requires_grad = trained
+        target = get_backend(backend) if backend else None
+        tensors = list({id(t): t for module in self.modules() for t in _leaves(vars(module))}.values())
+        moved = []
+        for t in tensors:
+            new = t.dtype if dtype is None or KINDS[t.dtype] != FLOAT else dtype
+            moved.append((target or backend_of(t.data)).asarray(t.numpy(), new))
+        for t, data in zip(tensors, moved, strict=True):
+            trained, t.requires_grad = t.requires_grad, False  # its node knows the old dtype
+            t.data, t.grad = data, None
+            t.requires_grad = trained
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -194,6 +207,16 @@ def _find(path: str, value, inside: tuple = ()) -> Iterator[tuple[str, Parameter
 
 
 _UNSEEN = Module()  # stands for what an iterator will give, which cannot be looked at without using it up
+
+
+def _leaves(value, inside: tuple = ()) -> Iterator[Tensor]:
+    """The Tensors that `value` is or contains, Parameters and others, but for those that are bound to a graph."""
+    if isinstance(value, Tensor):
+        if value.is_leaf:
+            yield value
+    elif isinstance(value, (list, tuple, dict)) and id(value) not in inside:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item, (*inside, id(value)))
 
 
 def _by_name(found) -> dict:
