@@ -1,4 +1,4 @@
-"""The optimiser, clipping and schedules: against PyTorch and hand-made numbers."""
+"""The optimisers, clipping and schedules: against PyTorch and hand-made numbers."""
 
 import math
 
@@ -11,7 +11,7 @@ from tolerances import assert_close
 import tensorlite as tl
 from tensorlite import Tensor, nn
 from tensorlite.nn import Parameter
-from tensorlite.optim import AdamW, FlatBuffer, clip_grad_norm_, decay_groups, learning_rate
+from tensorlite.optim import SGD, AdamW, FlatBuffer, clip_grad_norm_, decay_groups, learning_rate
 
 
 def parameters(dtype, seed=0):
@@ -30,13 +30,24 @@ def as_torch(parameters):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}])
-def test_adamw_against_torch(dtype, options):
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (AdamW, {}),
+        (AdamW, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}),
+        (SGD, {}),
+        (SGD, {"weight_decay": 0.3}),
+        (SGD, {"momentum": 0.9}),
+        (SGD, {"momentum": 0.9, "weight_decay": 0.3}),
+        (SGD, {"momentum": 0.8, "weight_decay": 0.3, "nesterov": True}),
+    ],
+)
+def test_ten_steps_against_torch(make, dtype, options):
     ours = parameters(dtype)
     theirs = as_torch(ours)
     optimizer, reference = (
         make([{"params": p[:2]}, {"params": p[2:], "weight_decay": 0.0}], **options)
-        for make, p in ((AdamW, ours), (torch.optim.AdamW, theirs))
+        for make, p in ((make, ours), (getattr(torch.optim, make.__name__), theirs))
     )
     rng = np.random.default_rng(1)
     for step in range(10):
@@ -49,6 +60,37 @@ def test_adamw_against_torch(dtype, options):
         for p, q in zip(ours, theirs, strict=True):
             assert_close(p.data, q.detach().numpy(), f"step {step}")
     assert optimizer.steps == 10
+
+
+def test_sgd_on_a_device(cuda):
+    """A few steps, whose gradients are scaled by what lies there, as on the CPU."""
+    host, there = (parameters(np.float32) for _ in range(2))
+    for p in there:
+        p.data = cuda.asarray(p.data)
+    optimizers = [SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True) for p in (host, there)]
+    for step in range(3):
+        values = np.random.default_rng(step).standard_normal(optimizers[0].flat.data.size).astype(np.float32)
+        for optimizer in optimizers:
+            asarray = optimizer.flat.backend.asarray
+            optimizer.flat.grad[...] = asarray(values)
+            optimizer.update(optimizer.pieces, optimizer.rates(step + 1, 0.1), asarray(np.float32(0.5)))
+    assert_close(cuda.to_numpy(optimizers[1].flat.data), optimizers[0].flat.data)
+    assert optimizers[1].flat.backend is cuda
+
+
+@pytest.mark.parametrize("make", [AdamW, SGD])
+def test_zero_grad_fills_or_forgets(make):
+    model = Model()
+    optimizer = make(model.parameters())
+    for set_to_none in (False, True, False):
+        tl.cross_entropy(model(IDS), IDS).backward()
+        optimizer.zero_grad(set_to_none=set_to_none)
+        assert all((p.grad is None) == set_to_none for p in model.parameters())
+        before = optimizer.flat.data.copy()
+        if make is SGD:  # and what was forgotten does not come back
+            optimizer.step()
+            np.testing.assert_array_equal(optimizer.flat.data, before)
+        assert set_to_none or not optimizer.flat.grad.any()
 
 
 def test_decay_groups_are_by_the_number_of_axes():
@@ -111,15 +153,47 @@ def test_parameters_that_do_not_fit_one_buffer(make, said):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("given", [FlatBuffer, list, iter])
 @pytest.mark.parametrize(("scale", "limit"), [(1.0, 1.0), (1e-3, 1.0), (100.0, 0.5), (0.0, 1.0), (1.0, 0)])
-def test_clipping_against_torch(scale, limit, dtype):
+def test_clipping_against_torch(scale, limit, given, dtype):
     ours = parameters(dtype)
     theirs = as_torch(ours)
     set_gradients(ours, theirs, np.random.default_rng(1), scale)
-    norm = clip_grad_norm_(FlatBuffer(ours), limit)
+    norm = clip_grad_norm_(given(ours), limit)
     assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, limit or math.inf).numpy())
     for p, q in zip(ours, theirs, strict=True):
         assert_close(p.grad, q.grad.numpy())
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_clipping_gradients_of_any_arrays(count, cuda):
+    """Where some are None, and the others lie in all sorts of ways."""
+    ours = parameters(np.float32)
+    theirs = as_torch(ours)
+    set_gradients(ours, theirs, np.random.default_rng(1))
+    ours[0].grad, ours[1].grad = np.asfortranarray(ours[0].grad), np.repeat(ours[1].grad, 2)[::2]
+    for p, q in zip(ours[count:], theirs[count:], strict=True):
+        p.grad = q.grad = None
+    there = [Parameter(cuda.asarray(p.data)) for p in ours]
+    for p, q in zip(there, ours, strict=True):
+        p.grad = None if q.grad is None else cuda.asarray(q.grad)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, 0.5).numpy()
+    for given, to_numpy in ((ours, np.asarray), (there, cuda.to_numpy if count else np.asarray)):
+        assert float(to_numpy(clip_grad_norm_(given, 0.5))) == pytest.approx(float(expected), rel=1e-6)
+        for p, q in zip(given, theirs, strict=True):
+            if q.grad is None:
+                assert p.grad is None
+            else:
+                assert_close(to_numpy(p.grad), q.grad.numpy())
+
+
+def test_clipping_without_an_optimiser_reaches_its_buffer():
+    model = Model()
+    optimizer = SGD(model.parameters())
+    tl.cross_entropy(model(IDS), IDS).backward()
+    before = clip_grad_norm_(model.parameters(), 0.01)
+    assert before > 0.01
+    assert np.linalg.norm(optimizer.flat.grad) == pytest.approx(0.01, rel=1e-4)
 
 
 # nanoGPT's formula by hand: (step + 1) / (warmup + 1) of the peak in the warm-up, then the minimum and
@@ -142,25 +216,35 @@ def test_learning_rate(step, warmup, decay, minimum, expected):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("make", "settings", "said"),
     [
-        ({"lr": -0.1}, "lr must be 0 or more, and finite, got -0.1"),
-        ({"lr": math.nan}, "lr must be 0 or more, and finite, got nan"),
-        ({"lr": math.inf}, "lr must be 0 or more, and finite, got inf"),
-        ({"eps": -1.0}, "eps must be 0 or more, and finite, got -1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or more, and finite, got -1.0"),
-        ({"betas": (0.9, 1.0)}, r"betas must be two numbers from 0 to less than 1, got \(0.9, 1.0\)"),
-        ({"betas": (1.5, 0.9)}, "betas must be two numbers"),
-        ({"betas": (0.9,)}, "betas must be two numbers"),
+        *(
+            (make, *row)
+            for make in (AdamW, SGD)
+            for row in (
+                ({"lr": -0.1}, "lr must be 0 or more, and finite, got -0.1"),
+                ({"lr": math.nan}, "lr must be 0 or more, and finite, got nan"),
+                ({"lr": math.inf}, "lr must be 0 or more, and finite, got inf"),
+                ({"weight_decay": -1.0}, "weight_decay must be 0 or more, and finite, got -1.0"),
+            )
+        ),
+        (AdamW, {"eps": -1.0}, "eps must be 0 or more, and finite, got -1.0"),
+        (AdamW, {"betas": (0.9, 1.0)}, r"betas must be two numbers from 0 to less than 1, got \(0.9, 1.0\)"),
+        (AdamW, {"betas": (1.5, 0.9)}, "betas must be two numbers"),
+        (AdamW, {"betas": (0.9,)}, "betas must be two numbers"),
+        (SGD, {"momentum": -0.1}, "momentum must be from 0 to less than 1, got -0.1"),
+        (SGD, {"momentum": 1.0}, "momentum must be from 0 to less than 1, got 1.0"),
+        (SGD, {"momentum": math.nan}, "momentum must be from 0 to less than 1, got nan"),
+        (SGD, {"nesterov": True}, "nesterov takes a momentum above 0, such as momentum=0.9"),
     ],
 )
-def test_adamw_refuses_settings_that_cannot_work(settings, said):
+def test_settings_that_cannot_work_are_refused(make, settings, said):
     p = nn.Parameter(np.ones(2, np.float32))
-    with pytest.raises(ValueError, match=f"^AdamW: {said}"):
-        AdamW([p], **settings)
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {said}"):
+        make([p], **settings)
     if "weight_decay" in settings:
-        with pytest.raises(ValueError, match=f"^AdamW: {said}"):
-            AdamW([{"params": [p]} | settings])
+        with pytest.raises(ValueError, match=f"^{make.__name__}: {said}"):
+            make([{"params": [p]} | settings])
     assert p.grad is None
 
 
@@ -214,6 +298,8 @@ GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have 
         (lambda model: AdamW([model.weight, {"params": [model.bias]}]), GROUPS),
         (lambda model: AdamW([{"params": [model.bias]}, model.weight]), GROUPS),
         (lambda model: AdamW([{"weight_decay": 0.1}]), GROUPS),
+        (lambda model: SGD([{"weight_decay": 0.1}]), GROUPS.replace("AdamW", "SGD")),
+        (lambda model: clip_grad_norm_(model, 1.0), ITERABLE.format("Linear")),
         (lambda model: AdamW(["weight"]), "^FlatBuffer: expected Parameters, got a str$"),
         (lambda model: AdamW([model]), "^FlatBuffer: expected Parameters, got a Linear$"),
         (lambda model: AdamW([model.weight.data]), "^FlatBuffer: expected Parameters, got a ndarray$"),
