@@ -241,7 +241,8 @@ def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]
 def clip_grad_norm_(parameters, max_norm: float):
     """Scale all gradients in place so that their global Euclidean norm is at most max_norm (0: leave them).
 
-    parameters: a list of Parameters, of which those without a gradient do not count; or a FlatBuffer, which is faster.
+    parameters: a list of Parameters, of which those without a gradient do not count; or a FlatBuffer, such as an
+        optimiser's `flat`, which is faster.
     Returns the norm before, as a 0-d array that is not read back from the device.
     """
     if isinstance(parameters, FlatBuffer):
