@@ -1,4 +1,4 @@
-"""Optimisation: all parameters in one flat buffer, AdamW, gradient clipping, learning-rate schedules."""
+"""Optimisation: all parameters in one flat buffer, AdamW and SGD, gradient clipping, learning-rate schedules."""
 
 import math
 
@@ -89,7 +89,67 @@ class FlatBuffer:
                 p.grad = view
 
 
-class AdamW:
+class Optimizer:
+    """What AdamW and SGD share: groups of parameters in one flat buffer, which a step goes through piece by piece.
+
+    A subclass has `rates` and `update`, as AdamW describes them, and names in `moments` its own flat arrays.
+    """
+
+    moments: tuple[str, ...] = ()
+
+    def __init__(self, parameters, lr: float, weight_decay: float):
+        name, groups = type(self).__name__, _as_list(parameters)
+        if not any(isinstance(group, dict) for group in groups):
+            groups = [{"params": groups}]
+        for group in groups:
+            if not isinstance(group, dict) or "params" not in group:
+                raise TypeError(f"{name}: expected a list of Parameters, or one of groups that all have params")
+        unknown = {key for group in groups for key in group} - {"params", "weight_decay"}
+        if unknown:
+            raise ValueError(f"{name}: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
+        groups = [{"weight_decay": weight_decay} | group | {"params": _as_list(group["params"])} for group in groups]
+        for group in groups:
+            self._check_settings(lr=lr, weight_decay=group["weight_decay"])
+        self.flat = FlatBuffer([p for group in groups for p in group["params"]])
+        self.lr, self.steps = lr, 0
+        self.pieces, stop = [], 0  # (slice of the flat arrays, its decay)
+        for group in groups:
+            start, stop = stop, stop + sum(p.size for p in group["params"])
+            size = self.flat.backend.chunk_size or max(1, stop - start)
+            self.pieces += [(slice(i, min(i + size, stop)), group["weight_decay"]) for i in range(start, stop, size)]
+
+    def _check_settings(self, **settings: float) -> None:
+        """ValueError for settings at which a step would climb, or make NaN."""
+        for name, value in settings.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{type(self).__name__}: {name} must be 0 or more, and finite, got {value}")
+
+    __copy__ = _shallow_copy
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        for name in self.moments:
+            shared = self.flat.zeros()
+            shared[...] = state[name]
+            setattr(self, name, shared)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Fill all gradients with zeros; with `set_to_none`, forget them: `.grad` becomes None."""
+        if set_to_none:
+            for p in self.flat.parameters:
+                p.grad = None
+        else:
+            self.flat.bind_gradients()
+            self.flat.grad.fill(0)
+
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        self.flat.bind_gradients()
+        self.steps += 1
+        self.update(self.pieces, self.rates(self.steps, self.lr))
+
+
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), the same update as torch.optim.AdamW.
 
     parameters: a list of Parameters, or groups [{"params": [...], "weight_decay": 0.1}, ...] that set their own
@@ -101,47 +161,15 @@ class AdamW:
     counts the steps done.
     """
 
+    moments = "m", "v"
+
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
-        groups = _as_list(parameters)
-        if not any(isinstance(group, dict) for group in groups):
-            groups = [{"params": groups}]
-        for group in groups:
-            if not isinstance(group, dict) or "params" not in group:
-                raise TypeError("AdamW: expected a list of Parameters, or one of groups that all have params")
-        unknown = {key for group in groups for key in group} - {"params", "weight_decay"}
-        if unknown:
-            raise ValueError(f"AdamW: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
-        groups = [group | {"params": _as_list(group["params"])} for group in groups]
-        decays = [group.get("weight_decay", weight_decay) for group in groups]
-        _check_settings(lr, betas, eps, decays)
-        self.flat = FlatBuffer([p for group in groups for p in group["params"]])
-        self.lr, self.betas, self.eps = lr, betas, eps
+        self._check_settings(eps=eps)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{type(self).__name__}: betas must be two numbers from 0 to less than 1, got {betas}")
+        super().__init__(parameters, lr, weight_decay)
+        self.betas, self.eps = betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
-        self.steps = 0
-        self.pieces, stop = [], 0  # (slice of the flat arrays, its decay)
-        for group, decay in zip(groups, decays, strict=True):
-            start, stop = stop, stop + sum(p.size for p in group["params"])
-            size = self.flat.backend.chunk_size or max(1, stop - start)
-            self.pieces += [(slice(i, min(i + size, stop)), decay) for i in range(start, stop, size)]
-
-    __copy__ = _shallow_copy
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        for name in ("m", "v"):
-            shared = self.flat.zeros()
-            shared[...] = state[name]
-            setattr(self, name, shared)
-
-    def zero_grad(self) -> None:
-        self.flat.bind_gradients()
-        self.flat.grad.fill(0)
-
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        self.flat.bind_gradients()
-        self.steps += 1
-        self.update(self.pieces, self.rates(self.steps, self.lr))
 
     def rates(self, step: int, lr: float) -> tuple[float, float, float]:
         """What step number `step`, from 1 on, at learning rate `lr` needs to know of the two: lr, and the factor a and
@@ -161,33 +189,74 @@ class AdamW:
             )
 
 
-def _check_settings(lr: float, betas, eps: float, decays: list[float]) -> None:
-    """ValueError for settings at which AdamW would climb, or make NaN."""
-    for name, values in (("lr", [lr]), ("eps", [eps]), ("weight_decay", decays)):
-        for value in values:
-            if not 0 <= value < math.inf:
-                raise ValueError(f"AdamW: {name} must be 0 or more, and finite, got {value}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"AdamW: betas must be two numbers from 0 to less than 1, got {betas}")
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum (Polyak's, or Nesterov's as in Sutskever et al. 2013), the same update
+    as torch.optim.SGD.
+
+    parameters, lr: as AdamW's.
+    momentum: from 0 to less than 1, above 0 for nesterov; ValueError for others.
+    weight_decay: times the parameter, is added to its gradient.
+
+    `flat` and `steps` are as AdamW's; `m` is the sum of past gradients that the momentum keeps, a flat array.
+    """
+
+    moments = ("m",)
+
+    def __init__(  # what follows momentum by keyword, for PyTorch has its dampening there
+        self, parameters, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
+    ):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"{type(self).__name__}: momentum must be from 0 to less than 1, got {momentum}")
+        if nesterov and not momentum:
+            raise ValueError(f"{type(self).__name__}: nesterov takes a momentum above 0, such as momentum=0.9")
+        super().__init__(parameters, lr, weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov
+        self.m = self.flat.zeros()
+
+    def rates(self, step: int, lr: float) -> float:
+        """As AdamW's: of the two, a step needs to know lr alone."""
+        return lr
+
+    def update(self, pieces: list, lr: float, grad_scale=1.0) -> None:
+        """As AdamW's.  m = momentum * m + g; p -= lr * m, or with nesterov p -= lr * (g + momentum * m)."""
+        for part, decay in pieces:
+            p, m, g = self.flat.data[part], self.m[part], grad_scale * self.flat.grad[part]
+            if decay:
+                g += decay * p
+            if self.momentum:
+                m *= self.momentum
+                m += g
+                g = g + self.momentum * m if self.nesterov else m
+            p -= lr * g
 
 
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:
-    """Groups for AdamW in which matrices (and embedding tables) decay, biases and norm weights do not."""
+    """Groups for an optimiser in which matrices (and embedding tables) decay, biases and norm weights do not."""
     parameters = _as_list(parameters)
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def clip_grad_norm_(flat: FlatBuffer, max_norm: float):
+def clip_grad_norm_(parameters, max_norm: float):
     """Scale all gradients in place so that their global Euclidean norm is at most max_norm (0: leave them).
 
+    parameters: a list of Parameters, of which those without a gradient do not count; or a FlatBuffer, such as an
+        optimiser's `flat`, which is faster.
     Returns the norm before, as a 0-d array that is not read back from the device.
     """
-    flat.bind_gradients()
-    norm = flat.backend.l2_norm(flat.grad)
+    if isinstance(parameters, FlatBuffer):
+        parameters.bind_gradients()
+        grads = [parameters.grad]
+    else:
+        grads = [p.grad for p in _as_list(parameters) if p.grad is not None]
+    backend = backend_of(*grads, op="clip_grad_norm_")
+    norms = [backend.l2_norm(g.ravel()) for g in grads] or [backend.xp.zeros(())]
+    norm = norms[0] if len(norms) == 1 else backend.l2_norm(backend.xp.stack(norms))
     if max_norm > 0:
-        flat.grad *= flat.backend.clip_factor(norm, max_norm)
+        factor = backend.clip_factor(norm, max_norm)
+        for g in grads:
+            g *= factor
     return norm
 
 

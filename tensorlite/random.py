@@ -7,7 +7,7 @@ of its counter are (block, call, step, 0), where each block gives four 64-bit nu
 """
 
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,7 @@ def generator(seed: int, stream: int, step: int = 0, call: int = 0) -> "np.rando
     return np.random.Generator(philox(seed, stream, step, call))
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where in a stream an array of random bits starts; `element` counts 16-bit numbers.
 
     On a GPU the step may be an array (1,) of uint64 there, so that a recorded graph draws anew each time.

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import json
+import operator
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ ARROWS = {
     "tensor": {"autograd", "backends", "dtypes"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
     "creation": {"ops", "tensor", "backends", "dtypes", "random"},
-    "nn": {"ops", "tensor", "backends", "dtypes", "random"},
+    "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random"},
     "optim": {"nn", "tensor", "backends"},
     "gradcheck": {"autograd", "tensor", "backends"},
     "doctor": {"doctor"},  # of the others the public names only
@@ -65,8 +67,22 @@ def test_importing_tensorlite_loads_neither_cupy_nor_torch():
 def test_importing_tensorlite_adds_little_to_numpy():
     """Small modules of the standard library, and nothing of NumPy's that waits to be named, as np.random does."""
     added = modules_after("import tensorlite") - modules_after("import numpy")
-    small = {"copy", "dataclasses", "mmap", "threading"}
+    small = {"mmap", "threading"}
     assert {module for module in added if module.partition(".")[0] != "tensorlite"} <= small
+
+
+def test_functional_is_the_ops():
+    import tensorlite.nn.functional as F  # noqa: N812 - the name the field knows
+
+    assert F.__all__ is tensorlite.ops.__all__
+    assert all(getattr(F, name) is getattr(tensorlite.ops, name) for name in F.__all__)
+    modules_after("import tensorlite; tensorlite.nn.functional.softmax")  # and is there unasked
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in SOURCES if path.name == "__init__.py"]
+    assert sorted(listed) == sorted([*found, "gpt"])
 
 
 def test_only_one_file_imports_cupy():
@@ -98,9 +114,9 @@ def test_an_unknown_backend_is_refused():
         get_backend("nope")
 
 
-@pytest.mark.parametrize("name", tensorlite.__all__)
+@pytest.mark.parametrize("name", [*tensorlite.__all__, *(f"nn.{name}" for name in tensorlite.nn.__all__)])
 def test_public_names_exist_and_are_described(name):
-    assert inspect.getdoc(getattr(tensorlite, name))
+    assert inspect.getdoc(operator.attrgetter(name)(tensorlite))
 
 
 def test_public_methods_are_described():

@@ -1,6 +1,5 @@
-"""Modules: named parameters, and the layers a GPT is made of. Names and orientations are PyTorch's."""
+"""Parameter, Module, and what finds the parameters of one, whatever they are kept in."""
 
-import math
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterator, MappingView
 from itertools import count, zip_longest
@@ -8,9 +7,8 @@ from types import MappingProxyType, MemberDescriptorType
 
 import numpy as np
 
-from tensorlite import ops, random
 from tensorlite.backends import backend_of, get_backend
-from tensorlite.dtypes import known_float
+from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.tensor import Tensor
 
 
@@ -29,6 +27,9 @@ class Module:
 
     In a set, an iterator or another container they would not be found, and are refused; other objects are not looked
     into. A Module may refer to one that contains it.
+
+    Other Tensors in the same places, such as a mask, are moved by `to` along with the parameters. They are no
+    parameters, and not in `state_dict`: being an attribute is all it takes, so there is no register_buffer.
 
     `training` tells layers such as Dropout how to behave; `train()` and `eval()` set it for the whole tree.
     """
@@ -96,22 +97,34 @@ class Module:
     def eval(self) -> "Module":
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients: `.grad` becomes None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients: `.grad` becomes None, or without `set_to_none` zeros where there is one."""
         for p in self.parameters():
-            p.grad = None
+            if set_to_none:
+                p.grad = None
+            elif p.grad is not None:
+                p.grad.fill(0)
 
     def to(self, backend: str | None = None, dtype=None) -> "Module":
         """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype (float32, float64, bfloat16), in place;
-        gradients are dropped. Where that cannot be, nothing has changed."""
+        gradients are dropped. Where that cannot be, nothing has changed.
+
+        Other Tensors move too, integers and booleans with their own dtype; results bound to a graph stay as they are.
+        """
         dtype = dtype if dtype is None else known_float(dtype, "to")
-        target, parameters = get_backend(backend) if backend else None, self.parameters()
-        moved = [(target or backend_of(p.data)).asarray(p.numpy(), dtype or p.dtype) for p in parameters]
-        for p, data in zip(parameters, moved, strict=True):
-            trained, p.requires_grad = p.requires_grad, False  # its node knows the old dtype
-            p.data, p.grad = data, None
-            p.requires_grad = trained
+        target = get_backend(backend) if backend else None
+        tensors = list({id(t): t for module in self.modules() for t in _leaves(vars(module))}.values())
+        moved = []
+        for t in tensors:
+            new = t.dtype if dtype is None or KINDS[t.dtype] != FLOAT else dtype
+            moved.append((target or backend_of(t.data)).asarray(t.numpy(), new))
+        for t, data in zip(tensors, moved, strict=True):
+            t.data, t.grad = data, None
         return self
+
+    def register_buffer(self, name: str, tensor: Tensor) -> None:
+        """PyTorch's way to write `self.name = tensor`, for a tensor that is no parameter, such as a mask."""
+        setattr(self, name, tensor)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters as NumPy arrays by name, tied ones under each of their names."""
@@ -198,6 +211,16 @@ def _find(path: str, value, inside: tuple = ()) -> Iterator[tuple[str, Parameter
 _UNSEEN = Module()  # stands for what an iterator will give, which cannot be looked at without using it up
 
 
+def _leaves(value, inside: tuple = ()) -> Iterator[Tensor]:
+    """The Tensors that `value` is or contains, Parameters and others, but for those that are bound to a graph."""
+    if isinstance(value, Tensor):
+        if value.is_leaf:
+            yield value
+    elif isinstance(value, (list, tuple, dict)) and id(value) not in inside:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item, (*inside, id(value)))
+
+
 def _by_name(found) -> dict:
     """The pairs (name, value) as a dict; a ValueError if two have the same name."""
     named = {}
@@ -220,69 +243,3 @@ def _named_parameters(module: Module, above: tuple = ()) -> Iterator[tuple[str, 
     for prefix, child in members.items():
         if isinstance(child, Module) and id(child) not in above:
             yield from ((f"{prefix}.{name}", p) for name, p in _named_parameters(child, above))
-
-
-class Linear(Module):
-    """y = x @ weight.T + bias; weight (out_features, in_features), bias (out_features,).
-
-    Initial values are uniform within 1 / sqrt(in_features), as PyTorch's; with `std`, weights from N(0, std) and
-    biases 0, as GPT-2's.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float | None = None):
-        shape, bound = (out_features, in_features), 1.0 / math.sqrt(in_features)
-        if std is None:
-            self.weight = Parameter(_uniform(shape, bound))
-            self.bias = Parameter(_uniform(shape[:1], bound)) if bias else None
-        else:
-            self.weight = Parameter(_normal(shape, std))
-            self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
-
-    def forward(self, x) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
-
-
-class Embedding(Module):
-    """A table of num_embeddings rows; weight (num_embeddings, embedding_dim), initially N(0, std)."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, std: float = 1.0):
-        self.weight = Parameter(_normal((num_embeddings, embedding_dim), std))
-
-    def forward(self, ids) -> Tensor:
-        return ops.embedding(ids, self.weight)
-
-
-class LayerNorm(Module):
-    """Layer norm over the last axis, of length `size`; weight (size,) of ones, bias (size,) of zeros or None."""
-
-    def __init__(self, size: int, bias: bool = True, eps: float = 1e-5):
-        self.weight = Parameter(np.ones(size, np.float32))
-        self.bias = Parameter(np.zeros(size, np.float32)) if bias else None
-        self.eps = eps
-
-    def forward(self, x) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class Dropout(Module):
-    """Drops with probability p while training; does nothing in eval mode."""
-
-    def __init__(self, p: float = 0.5):
-        self.p = p
-
-    def forward(self, x) -> Tensor:
-        return ops.dropout(x, self.p, self.training)
-
-
-def _init_generator() -> "np.random.Generator":
-    """The next place in the current scope's initialisation stream."""
-    place = random.current().next_place(0)
-    return random.generator(place.seed, random.INIT, place.step, place.call)
-
-
-def _uniform(shape, bound: float) -> np.ndarray:
-    return _init_generator().uniform(-bound, bound, shape).astype(np.float32)
-
-
-def _normal(shape, std: float) -> np.ndarray:
-    return _init_generator().standard_normal(shape, dtype=np.float32) * np.float32(std)
