@@ -5,6 +5,7 @@ import math
 from tensorlite.backends import backend_of
 from tensorlite.nn import Module, Parameter
 from tensorlite.tensor import Tensor
+from tensorlite.words import OPTIMIZERS, answers
 
 
 def _as_list(parameters) -> list:
@@ -273,3 +274,6 @@ def learning_rate(step: int, peak: float, warmup: int = 0, decay: int = 0, minim
         return minimum
     progress = (step - warmup) / (decay - warmup)
     return minimum + 0.5 * (1.0 + math.cos(math.pi * progress)) * (peak - minimum)
+
+
+__getattr__ = answers("tensorlite.optim", OPTIMIZERS)

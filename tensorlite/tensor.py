@@ -7,6 +7,7 @@ from tensorlite import autograd
 from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
 from tensorlite.dtypes import FLOAT, KINDS
+from tensorlite.words import FUNCTIONS, unknown
 
 
 class Tensor:
@@ -99,6 +100,11 @@ class Tensor:
     def detach(self) -> "Tensor":
         """The same array without its history."""
         return Tensor(self.data)
+
+    def __getattr__(self, name: str):
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # for the error of the property itself
+        raise unknown("a Tensor", name, FUNCTIONS)
 
     def __getstate__(self) -> tuple:
         """What copy and pickle keep of a leaf. Its node is its own: the copy gets another."""

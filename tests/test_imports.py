@@ -20,15 +20,16 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What each part of tensorlite may import of the others.
 ARROWS = {
     "dtypes": set(),
+    "words": set(),
     "decorators": set(),
     "random": {"decorators"},
     "backends": {"backends", "dtypes", "random"},
     "autograd": {"backends", "decorators", "dtypes"},
-    "tensor": {"autograd", "backends", "dtypes"},
-    "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random"},
-    "creation": {"ops", "tensor", "backends", "dtypes", "random"},
-    "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random"},
-    "optim": {"nn", "tensor", "backends"},
+    "tensor": {"autograd", "backends", "dtypes", "words"},
+    "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random", "words"},
+    "creation": {"ops", "tensor", "backends", "dtypes", "random", "words"},
+    "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random", "words"},
+    "optim": {"nn", "tensor", "backends", "words"},
     "gradcheck": {"autograd", "tensor", "backends"},
     "doctor": {"doctor"},  # of the others the public names only
 }

@@ -29,7 +29,7 @@ class Module:
     into. A Module may refer to one that contains it.
 
     Other Tensors in the same places, such as a mask, are moved by `to` along with the parameters. They are no
-    parameters, and not in `state_dict`: being an attribute is all it takes, so there is no register_buffer.
+    parameters, and not in `state_dict`.
 
     `training` tells layers such as Dropout how to behave; `train()` and `eval()` set it for the whole tree.
     """

@@ -11,8 +11,10 @@ from tensorlite.ops.operands import data, of_one_dtype, real_data
 from tensorlite.ops.products import matmul
 from tensorlite.ops.shape import transpose
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import in_our_words
 
 
+@in_our_words
 def scaled_dot_product_attention(
     q, k, v, *, attn_mask=None, causal: bool = False, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:

@@ -8,6 +8,7 @@ from tensorlite.backends import backend_of
 from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.ops.operands import data, mask_of, named, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import in_our_words
 
 
 def add(a, b) -> Tensor:
@@ -197,6 +198,7 @@ def _extremum(name: str, a, b, loses) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@in_our_words
 def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's words
     """x kept between the numbers `min` and `max`, either of which may be None.  gx = gy, but 0 beyond them."""
     bounds = [bound.item() if isinstance(bound, np.generic) else bound for bound in (min, max)]

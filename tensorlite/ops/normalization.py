@@ -4,8 +4,10 @@ from tensorlite.backends import backend_of
 from tensorlite.ops.operands import normalize_axes, of_one_dtype, one_axis, real_data
 from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, record
+from tensorlite.words import in_our_words
 
 
+@in_our_words
 def softmax(x, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
     x_data = real_data(x, "softmax")
@@ -17,6 +19,7 @@ def softmax(x, axis: int = -1) -> Tensor:
     return record(y, (x,), lambda gy: (be.softmax_vjp(gy, y, axis),))
 
 
+@in_our_words
 def log_softmax(x, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
     x_data = real_data(x, "log_softmax")

@@ -5,6 +5,7 @@ import math
 from tensorlite.backends import backend_of
 from tensorlite.ops.operands import align, along, data, integers, normalize_axes, one_axis
 from tensorlite.tensor import Tensor, record
+from tensorlite.words import in_our_words
 
 
 def reshape(x, *shape) -> Tensor:
@@ -21,6 +22,7 @@ def reshape(x, *shape) -> Tensor:
     return record(y, (x,), lambda gy: (gy.reshape(x_shape),))
 
 
+@in_our_words
 def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     """The axes from `start_axis` to `end_axis`, both included, as one."""
     shape = data(x, "flatten").shape
@@ -32,6 +34,7 @@ def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     return reshape(x, *shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
 
 
+@in_our_words
 def squeeze(x, axis=None) -> Tensor:
     """x without its axes of length 1, or without those of them that `axis` names, an int or a tuple."""
     shape = data(x, "squeeze").shape
@@ -39,6 +42,7 @@ def squeeze(x, axis=None) -> Tensor:
     return reshape(x, *[n for a, n in enumerate(shape) if n != 1 or a not in axes])
 
 
+@in_our_words
 def expand_dims(x, axis: int) -> Tensor:
     """x with a new axis of length 1 at the place `axis` of the result. PyTorch's unsqueeze."""
     shape = data(x, "expand_dims").shape
@@ -67,6 +71,7 @@ def permute(x, *axes) -> Tensor:
     return record(x_data.transpose(axes), (x,), lambda gy: (gy.transpose(back),))
 
 
+@in_our_words
 def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     """Two axes exchanged, by default the last two."""
     x_data = data(x, "transpose")
@@ -77,12 +82,14 @@ def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     return record(x_data.swapaxes(axis0, axis1), (x,), lambda gy: (gy.swapaxes(axis0, axis1),))
 
 
+@in_our_words
 def tril(x, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two axes, 0 above the diagonal; a positive `diagonal` keeps that many more.
     gx = the same of gy."""
     return _triangle(x, diagonal, "tril")
 
 
+@in_our_words
 def triu(x, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two axes, 0 below the diagonal; a positive `diagonal` leaves that many more out.
     gx = the same of gy."""
@@ -132,6 +139,7 @@ def _index_part(be, i):
     return i.copy() if isinstance(i, be.xp.ndarray) else i
 
 
+@in_our_words
 def concatenate(tensors, axis: int = 0) -> Tensor:
     """The tensors one after the other along an existing axis; one without axes counts as (1,).  Each gets its slice
     of gy."""
@@ -151,6 +159,7 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
     return record(y, tensors, vjp)
 
 
+@in_our_words
 def stack(tensors, axis: int = 0) -> Tensor:
     """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  Each gets its part
     of gy."""
@@ -178,6 +187,7 @@ def _several(tensors, op: str):
     return be, tensors, [be.asarray(a, dtype) for a in arrays]
 
 
+@in_our_words
 def split(x, sizes, axis: int = 0) -> list[Tensor]:
     """Cut x along an axis into pieces of size `sizes` (an int, the last may be smaller, or a list of all sizes)."""
     x_data = data(x, "split")
