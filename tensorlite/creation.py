@@ -10,12 +10,12 @@ import numpy as np
 from tensorlite import random
 from tensorlite.backends import as_array, backend_of, get_backend
 from tensorlite.dtypes import FLOAT32, known, known_float
-from tensorlite.ops.operands import integers
+from tensorlite.ops.operands import lengths, number
 from tensorlite.tensor import Tensor
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
-@in_our_words
+@explained
 def tensor(data, *, dtype=None, requires_grad: bool = False, backend: str | None = None) -> Tensor:
     """A tensor of a copy of `data`, where `Tensor(data)` shares an array; on its device unless `backend` names one."""
     array = as_array(data.data if isinstance(data, Tensor) else data, dtype)
@@ -23,43 +23,36 @@ def tensor(data, *, dtype=None, requires_grad: bool = False, backend: str | None
     return Tensor(copied.copy() if copied is array else copied, requires_grad)
 
 
-@in_our_words
+@explained
 def zeros(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """All elements 0."""
-    array = get_backend(backend).xp.zeros(_lengths(shape, "zeros"), known(dtype))
+    array = get_backend(backend).xp.zeros(lengths(shape, "zeros"), known(dtype))
     return Tensor(array, requires_grad)
 
 
-@in_our_words
+@explained
 def ones(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """All elements 1."""
-    array = get_backend(backend).xp.ones(_lengths(shape, "ones"), known(dtype))
+    array = get_backend(backend).xp.ones(lengths(shape, "ones"), known(dtype))
     return Tensor(array, requires_grad)
 
 
-@in_our_words
+@explained
 def randn(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """Draws from the normal distribution of mean 0 and variance 1: a function of the current `random.scope`, or of
     `manual_seed`, and of how many draws were made in it before; on the host, so that every backend has the same."""
-    drawn = random.next_generator().standard_normal(_lengths(shape, "randn"), np.float32)
+    drawn = random.next_generator().standard_normal(lengths(shape, "randn"), np.float32)
     return Tensor(get_backend(backend).asarray(drawn, known_float(dtype, "randn")), requires_grad)
 
 
-@in_our_words
+@explained
 def arange(start, stop=None, step=1, *, dtype=None, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """start, start + step, ... up to but without `stop`; with one number those from 0 to below it."""
     start, stop = (0, start) if stop is None else (start, stop)
-    if not all(isinstance(n, int | float | np.number) for n in (start, stop, step)):
-        raise TypeError(f"arange: expected numbers, got {start!r}, {stop!r} and {step!r}")
+    for name, value in (("start", start), ("stop", stop), ("step", step)):
+        number(value, name)
     if not step:
         raise ValueError("arange: the step must not be 0")
     array = np.arange(start, stop, step)
     default = FLOAT32 if array.dtype.kind == "f" else np.int64
     return Tensor(get_backend(backend).asarray(array, known(dtype or default)), requires_grad)
-
-
-def _lengths(shape, op: str) -> tuple[int, ...]:
-    shape = integers(shape, op)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"{op}: lengths must be 0 or more, got {shape}")
-    return shape

@@ -34,6 +34,8 @@ KINDS = _Kinds()
 
 def known(dtype) -> np.dtype:
     """`dtype` as one that a tensor may have, in the machine's byte order; TypeError if there is none."""
+    if dtype is None:  # which NumPy takes for float64
+        raise TypeError("expected a dtype, got None")
     dtype = np.dtype(dtype).newbyteorder("=")
     KINDS[dtype]  # noqa: B018 - it refuses
     return np.dtype(dtype.type)  # NumPy's own one of that name, which ops recognise by identity
@@ -41,7 +43,7 @@ def known(dtype) -> np.dtype:
 
 def known_float(dtype, op: str) -> np.dtype:
     """As `known`, for an op that takes floating-point dtypes alone."""
-    if np.dtype(dtype).name not in _WIDTHS:
+    if dtype is not None and np.dtype(dtype).name not in _WIDTHS:
         raise TypeError(f"{op}: expected a floating-point dtype, got {np.dtype(dtype)}: float32, float64 or bfloat16")
     return known(dtype)
 

@@ -5,15 +5,19 @@ import math
 from tensorlite.backends import backend_of
 from tensorlite.nn import Module, Parameter
 from tensorlite.tensor import Tensor
-from tensorlite.words import OPTIMIZERS, answers
+from tensorlite.words import OPTIMIZERS, answers, explained
 
 
-def _as_list(parameters) -> list:
+def _as_list(parameters, kinds=Tensor) -> list:
     """What an iterable gives. The rows of a Tensor and the keys of a dict are no parameters; a set has no order."""
     if isinstance(parameters, (Tensor, Module, dict, set, frozenset)):
         kind = type(parameters).__name__
         raise TypeError(f"expected a list of Parameters, as model.parameters() gives, got a {kind}")
-    return list(parameters)
+    parameters = list(parameters)
+    for p in parameters:
+        if not isinstance(p, kinds):
+            raise TypeError(f"expected Parameters, got a {type(p).__name__}")
+    return parameters
 
 
 def _shallow_copy(self):
@@ -31,13 +35,12 @@ class FlatBuffer:
     one through pickle, is over copies of the parameters.
     """
 
+    @explained
     def __init__(self, parameters: list[Parameter]):
         self.parameters = _as_list(parameters)
         if not self.parameters:
             raise ValueError("FlatBuffer: there are no parameters")
         for p in self.parameters:
-            if not isinstance(p, Tensor):
-                raise TypeError(f"FlatBuffer: expected Parameters, got a {type(p).__name__}")
             if not p.requires_grad or not p.is_leaf:
                 what = "an op's result" if p.requires_grad else "a tensor that does not require grad"
                 raise ValueError(f"FlatBuffer: {what} receives no gradient to train it by; leave it out")
@@ -99,7 +102,7 @@ class Optimizer:
     moments: tuple[str, ...] = ()
 
     def __init__(self, parameters, lr: float, weight_decay: float):
-        name, groups = type(self).__name__, _as_list(parameters)
+        name, groups = type(self).__name__, _as_list(parameters, (Tensor, dict))
         if not any(isinstance(group, dict) for group in groups):
             groups = [{"params": groups}]
         for group in groups:
@@ -164,6 +167,7 @@ class AdamW(Optimizer):
 
     moments = "m", "v"
 
+    @explained
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
         self._check_settings(eps=eps)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -203,6 +207,7 @@ class SGD(Optimizer):
 
     moments = ("m",)
 
+    @explained
     def __init__(  # what follows momentum by keyword, for PyTorch has its dampening there
         self, parameters, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
     ):
@@ -231,6 +236,7 @@ class SGD(Optimizer):
             p -= lr * g
 
 
+@explained
 def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]:
     """Groups for an optimiser in which matrices (and embedding tables) decay, biases and norm weights do not."""
     parameters = _as_list(parameters)
@@ -239,6 +245,7 @@ def decay_groups(parameters: list[Parameter], weight_decay: float) -> list[dict]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+@explained
 def clip_grad_norm_(parameters, max_norm: float):
     """Scale all gradients in place so that their global Euclidean norm is at most max_norm (0: leave them).
 
@@ -261,6 +268,7 @@ def clip_grad_norm_(parameters, max_norm: float):
     return norm
 
 
+@explained
 def learning_rate(step: int, peak: float, warmup: int = 0, decay: int = 0, minimum: float = 0.0) -> float:
     """The rate for step 0, 1, 2, ...: linear warm-up, then cosine decay to `minimum` at step `decay`, constant after.
 

@@ -21,6 +21,8 @@ MAX_SEED = 2**63 - 1
 
 def check_seed(seed: int) -> int:
     """`seed` itself, if Philox can take it."""
+    if not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     return seed

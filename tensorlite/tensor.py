@@ -7,7 +7,7 @@ from tensorlite import autograd
 from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
 from tensorlite.dtypes import FLOAT, KINDS
-from tensorlite.words import FUNCTIONS, unknown
+from tensorlite.words import FUNCTIONS, explained, unknown
 
 
 class Tensor:
@@ -26,6 +26,7 @@ class Tensor:
     __slots__ = ("data", "grad", "node", "__weakref__")
     __array_ufunc__ = None  # numpy_array * tensor is then our __rmul__, not an array of Tensors
 
+    @explained
     def __init__(self, data, requires_grad: bool = False, dtype=None):
         self.data = as_array(data.data if isinstance(data, Tensor) else data, dtype)
         self.grad = None
@@ -197,7 +198,12 @@ def grad(output: Tensor, inputs, gradient=None, deposit=None) -> list | None:
 
     Threads may call this at the same time on graphs that share leaves.
     """
-    inputs = list(inputs)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"grad: expected a Tensor to start from, got a {type(output).__name__}")
+    try:
+        inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    except TypeError:
+        raise TypeError(f"grad: expected a list of leaf tensors, got a {type(inputs).__name__}") from None
     if not all(isinstance(x, Tensor) and x.requires_grad and x.is_leaf for x in inputs):
         raise ValueError("grad: every input must be a leaf tensor that requires grad")
     index = {x.node: i for i, x in enumerate(inputs)}
@@ -230,7 +236,10 @@ def _start(output: Tensor, gradient):
         if output.size != 1:
             raise ValueError(f"backward: a tensor of shape {output.shape} is no scalar; give its gradient")
         return output.node, backend_of(output.data).xp.ones_like(output.data)
-    gy = as_array(gradient.data if isinstance(gradient, Tensor) else gradient, output.dtype)
+    try:
+        gy = as_array(gradient.data if isinstance(gradient, Tensor) else gradient, output.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"backward: the gradient: {error}") from None
     if gy.shape != output.shape:
         raise ValueError(f"backward: the gradient has shape {gy.shape}, the tensor {output.shape}")
     return output.node, gy

@@ -90,17 +90,25 @@ def answers(module: str, words: dict):
     return __getattr__
 
 
-def in_our_words(function):
-    """`function`, which answers PyTorch's keywords, such as `dim`, with its own."""
+def explained(function):
+    """`function` with errors that name it, and that answer PyTorch's keywords, such as `dim`, with its own.
+
+    NumPy's own errors say what is wrong, but of which call is lost on the way.
+    """
+    name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)
     def call(*args, **keywords):
         try:
             return function(*args, **keywords)
-        except TypeError:
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
+            kind = next((k for k in (TypeError, IndexError) if isinstance(error, k)), ValueError)
+            said = str(error)
             for word in keywords:
-                if KEYWORDS.get(word) in function.__code__.co_varnames:
-                    raise TypeError(f"{function.__name__}: write {KEYWORDS[word]}= instead of {word}=") from None
-            raise
+                if kind is TypeError and KEYWORDS.get(word) in function.__code__.co_varnames:
+                    said = f"write {KEYWORDS[word]}= instead of {word}="
+            if said.startswith(name) and kind is type(error):
+                raise
+            raise kind(f"{name}: {said}") from None
 
     return call

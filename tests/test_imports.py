@@ -23,7 +23,7 @@ ARROWS = {
     "words": set(),
     "decorators": set(),
     "random": {"decorators"},
-    "backends": {"backends", "dtypes", "random"},
+    "backends": {"backends", "dtypes", "random", "words"},
     "autograd": {"backends", "decorators", "dtypes"},
     "tensor": {"autograd", "backends", "dtypes", "words"},
     "ops": {"ops", "tensor", "autograd", "backends", "dtypes", "random", "words"},

@@ -278,7 +278,7 @@ def test_every_parameter_is_trained_whatever_it_is_given_in(make):
     np.testing.assert_allclose(optimizer.flat.data, before - 0.5, rtol=1e-5)
 
 
-ITERABLE = r"^expected a list of Parameters, as model.parameters\(\) gives, got a {}$"
+ITERABLE = r"^\w+: expected a list of Parameters, as model.parameters\(\) gives, got a {}$"
 GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have params$"
 
 
@@ -300,9 +300,9 @@ GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have 
         (lambda model: AdamW([{"weight_decay": 0.1}]), GROUPS),
         (lambda model: SGD([{"weight_decay": 0.1}]), GROUPS.replace("AdamW", "SGD")),
         (lambda model: clip_grad_norm_(model, 1.0), ITERABLE.format("Linear")),
-        (lambda model: AdamW(["weight"]), "^FlatBuffer: expected Parameters, got a str$"),
-        (lambda model: AdamW([model]), "^FlatBuffer: expected Parameters, got a Linear$"),
-        (lambda model: AdamW([model.weight.data]), "^FlatBuffer: expected Parameters, got a ndarray$"),
+        (lambda model: AdamW(["weight"]), "^AdamW: expected Parameters, got a str$"),
+        (lambda model: AdamW([model]), "^AdamW: expected Parameters, got a Linear$"),
+        (lambda model: AdamW([model.weight.data]), "^AdamW: expected Parameters, got a ndarray$"),
     ],
 )
 def test_what_is_no_list_of_parameters_is_refused(make, said):

@@ -8,6 +8,7 @@ import numpy as np
 from tensorlite.backends.base import Backend, BackendError
 from tensorlite.backends.numpy_backend import NumpyBackend
 from tensorlite.dtypes import FLOAT32, FLOAT64, KINDS, known
+from tensorlite.words import explained
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +37,7 @@ def register_backend(backend: Backend) -> Backend:
 register_backend(NumpyBackend())
 
 
+@explained
 def get_backend(name: str) -> Backend:
     """The backend of this name. BackendError says what is missing if it cannot run on this machine."""
     if name not in _by_name:
@@ -77,12 +79,14 @@ def as_array(data, dtype=None):
     if type(data) not in _by_type:
         if isinstance(data, np.ndarray) and hasattr(data, "mask"):
             raise TypeError("expected numbers, got a masked array, whose mask would be lost: fill it first")
-        array = np.asarray(data, dtype)
+        array = np.asarray(data)
         if dtype is None and array.dtype == FLOAT64 and not _holds_numpy(data):
             dtype = FLOAT32
         data = array
     if dtype is None and data.dtype in KINDS:
         return data
+    if data.dtype.kind not in "biuf":
+        KINDS[data.dtype]  # noqa: B018 - it refuses what would lose more than digits
     dtype = known(data.dtype if dtype is None else dtype)
     return data if data.dtype == dtype else data.astype(dtype)
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from tensorlite import ops, random
 from tensorlite.nn.module import Module, Parameter
+from tensorlite.ops.operands import lengths, number
 from tensorlite.tensor import Tensor
+from tensorlite.words import explained
 
 
 class Linear(Module):
@@ -17,8 +19,10 @@ class Linear(Module):
     biases 0, as GPT-2's.
     """
 
+    @explained
     def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float | None = None):
-        shape, bound = (out_features, in_features), 1.0 / math.sqrt(in_features)
+        shape = lengths((out_features, in_features), "Linear")
+        bound = 1.0 / math.sqrt(max(1, in_features))
         if std is None:
             self.weight = Parameter(_uniform(shape, bound))
             self.bias = Parameter(_uniform(shape[:1], bound)) if bias else None
@@ -33,8 +37,9 @@ class Linear(Module):
 class Embedding(Module):
     """A table of num_embeddings rows; weight (num_embeddings, embedding_dim), initially N(0, std)."""
 
+    @explained
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float = 1.0):
-        self.weight = Parameter(_normal((num_embeddings, embedding_dim), std))
+        self.weight = Parameter(_normal(lengths((num_embeddings, embedding_dim), "Embedding"), std))
 
     def forward(self, ids) -> Tensor:
         return ops.embedding(ids, self.weight)
@@ -43,10 +48,12 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Layer norm over the last axis, of length `size`; weight (size,) of ones, bias (size,) of zeros or None."""
 
+    @explained
     def __init__(self, size: int, bias: bool = True, eps: float = 1e-5):
+        size = lengths((size,), "LayerNorm")
         self.weight = Parameter(np.ones(size, np.float32))
         self.bias = Parameter(np.zeros(size, np.float32)) if bias else None
-        self.eps = eps
+        self.eps = number(eps, "eps")
 
     def forward(self, x) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
@@ -131,4 +138,4 @@ def _uniform(shape, bound: float) -> np.ndarray:
 
 
 def _normal(shape, std: float) -> np.ndarray:
-    return random.next_generator().standard_normal(shape, dtype=np.float32) * np.float32(std)
+    return random.next_generator().standard_normal(shape, dtype=np.float32) * np.float32(number(std, "std"))

@@ -10,6 +10,7 @@ import numpy as np
 from tensorlite.backends import backend_of, get_backend
 from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.tensor import Tensor
+from tensorlite.words import explained
 
 
 class Parameter(Tensor):
@@ -105,6 +106,7 @@ class Module:
             elif p.grad is not None:
                 p.grad.fill(0)
 
+    @explained
     def to(self, backend: str | None = None, dtype=None) -> "Module":
         """Move every parameter to a backend ("numpy" or "cupy") and/or a dtype (float32, float64, bfloat16), in place;
         gradients are dropped. Where that cannot be, nothing has changed.
@@ -130,6 +132,7 @@ class Module:
         """Copies of all parameters as NumPy arrays by name, tied ones under each of their names."""
         return {name: np.array(p.numpy()) for name, p in self.named_parameters().items()}
 
+    @explained
     def load_state_dict(self, state: dict) -> None:
         """Copy arrays (NumPy, or anything NumPy converts) into the parameters, by name.
 
@@ -137,6 +140,8 @@ class Module:
         a ValueError says which are missing, unknown or misshapen, and no parameter is changed. What torch.compile and
         torch's data parallelism put before every name is left out.
         """
+        if not hasattr(state, "items"):
+            raise TypeError(f"expected a dict of arrays by name, got a {type(state).__name__}")
         named = self.named_parameters()
         arrays = {name: np.asarray(value) for name, value in _unwrapped(state, named).items()}
         given = {id(named[name]) for name in arrays if name in named}

@@ -5,8 +5,9 @@ import math
 from tensorlite import random
 from tensorlite.backends import backend_of
 from tensorlite.ops.elementwise import add
-from tensorlite.ops.operands import data, real_data
+from tensorlite.ops.operands import data, number, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import explained
 
 
 def sigmoid(x) -> Tensor:
@@ -44,6 +45,7 @@ def relu(x) -> Tensor:
     return record(y, (x,), lambda gy: (be.relu_vjp(gy, y),))
 
 
+@explained
 def gelu(x, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016), x * Phi(x).
 
@@ -59,13 +61,14 @@ def gelu(x, approximate: str = "none") -> Tensor:
     return record(y, (x,), lambda gy: (gelu_vjp(gy, saved),))
 
 
+@explained
 def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014). Where nothing
     is to be dropped, the result is x itself.
 
     The mask is a function of the current `random.scope` and of how many draws were made in it before.
     """
-    if not 0.0 <= p <= 1.0:
+    if not 0.0 <= number(p, "p") <= 1.0:
         raise ValueError(f"dropout: p must be from 0 to 1, got {p}")
     x_data = real_data(x, "dropout")
     if not training or p == 0.0:
@@ -75,6 +78,7 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
     return record(y, (x,), lambda gy: (be.dropout(gy, keep, scale),))
 
 
+@explained
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
     """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
     x_data, b = data(x, "add_dropout"), data(branch, "add_dropout")

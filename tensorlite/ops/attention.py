@@ -7,14 +7,14 @@ from tensorlite.dtypes import BOOLEAN, FLOAT32, FLOAT64, INTEGER, KINDS
 from tensorlite.ops.activations import next_place
 from tensorlite.ops.elementwise import cast, masked_fill, where
 from tensorlite.ops.normalization import softmax
-from tensorlite.ops.operands import data, of_one_dtype, real_data
+from tensorlite.ops.operands import data, number, of_one_dtype, real_data
 from tensorlite.ops.products import matmul
 from tensorlite.ops.shape import transpose
 from tensorlite.tensor import Tensor, needs_grad, record
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
-@in_our_words
+@explained
 def scaled_dot_product_attention(
     q, k, v, *, attn_mask=None, causal: bool = False, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
@@ -32,7 +32,7 @@ def scaled_dot_product_attention(
     q_data, k_data, v_data = of_one_dtype("scaled_dot_product_attention", ("q", "k", "v"), q, k, v, real=True)
     be = backend_of(q_data)
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
-    scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else scale
+    scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else number(scale, "scale")
     keep, keep_scale = _draw(be, (*k_data.shape[:-1], q_data.shape[-2]), dropout, causal)
     if attn_mask is not None:
         tensors = [x if needs_grad(x) else Tensor(d) for x, d in ((q, q_data), (k, k_data), (v, v_data))]
@@ -73,6 +73,7 @@ def _apply_mask(scores, mask):
     return where(m, scores, -math.inf) if KINDS[m.dtype] == BOOLEAN else scores + cast(mask, scores.dtype)
 
 
+@explained
 def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) -> Tensor:
     """Multi-head attention of a sequence to itself on packed projections: qkv (B, T, 3 C) -> (B, T, C).
 
@@ -104,7 +105,7 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
 
 def _draw(be, shape, p: float, causal: bool):
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"attention: dropout must be from 0 to 1, got {p}")
+        raise ValueError(f"dropout must be from 0 to 1, got {p}")
     return be.dropout_mask(next_place(shape), shape, p, causal) if p else (None, 1.0)
 
 

@@ -8,7 +8,7 @@ from tensorlite.backends import backend_of
 from tensorlite.dtypes import FLOAT, KINDS, known_float
 from tensorlite.ops.operands import data, mask_of, named, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
 def add(a, b) -> Tensor:
@@ -80,6 +80,7 @@ def neg(x) -> Tensor:
     return record(-x_data, (x,), lambda gy: (-gy,))
 
 
+@explained
 def pow(x, exponent) -> Tensor:  # noqa: A001 - the field's name; Python's own is not used here
     """x ** exponent.  gx = gy * exponent * x ** (exponent - 1), gexponent = gy * y * log(x).
 
@@ -198,7 +199,7 @@ def _extremum(name: str, a, b, loses) -> Tensor:
     return record(out, (a, b), vjp)
 
 
-@in_our_words
+@explained
 def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's words
     """x kept between the numbers `min` and `max`, either of which may be None.  gx = gy, but 0 beyond them."""
     bounds = [bound.item() if isinstance(bound, np.generic) else bound for bound in (min, max)]
@@ -219,6 +220,7 @@ def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's
     return record(y, (x,), vjp)
 
 
+@explained
 def where(condition, a, b) -> Tensor:
     """a where `condition` holds, else b. The condition is a constant, an array or Tensor of booleans."""
     cond, (x, y) = mask_of(condition, "where", "condition"), pair(a, b, "where")
@@ -236,10 +238,13 @@ def where(condition, a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def masked_fill(x, mask, value: float) -> Tensor:
     """x with the constant `value` wherever `mask` (boolean, broadcast to x's shape) holds."""
     x_data, m = data(x, "masked_fill"), mask_of(mask, "masked_fill", "mask")
     be = backend_of(x_data, m, op="masked_fill")
+    if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
+        raise TypeError(f"masked_fill: the value must be a number, got {value!r}; where takes an array")
     try:
         be.xp.broadcast_to(m, x_data.shape)
     except ValueError:
@@ -247,6 +252,7 @@ def masked_fill(x, mask, value: float) -> Tensor:
     return where(mask, value, x)
 
 
+@explained
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
     x_data, dtype = data(x, "cast"), known_float(dtype, "cast")

@@ -1,13 +1,13 @@
 """Softmax, log-softmax and layer norm."""
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import normalize_axes, of_one_dtype, one_axis, real_data
+from tensorlite.ops.operands import normalize_axes, number, of_one_dtype, one_axis, real_data
 from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, record
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
-@in_our_words
+@explained
 def softmax(x, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
     x_data = real_data(x, "softmax")
@@ -19,7 +19,7 @@ def softmax(x, axis: int = -1) -> Tensor:
     return record(y, (x,), lambda gy: (be.softmax_vjp(gy, y, axis),))
 
 
-@in_our_words
+@explained
 def log_softmax(x, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
     x_data = real_data(x, "log_softmax")
@@ -31,6 +31,7 @@ def log_softmax(x, axis: int = -1) -> Tensor:
     return record(y, (x,), lambda gy: (be.log_softmax_vjp(gy, y, axis),))
 
 
+@explained
 def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """y = (x - mean) * rstd * weight + bias over the last axis (Ba et al. 2016); x (..., C), weight and bias (C,).
 
@@ -39,7 +40,7 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     x_data, w, b = of_one_dtype(
         "layer_norm", ("x", "weight", "bias"), x, weight, bias, optional=("weight", "bias"), real=True, mixed=True
     )
-    be = backend_of(x_data)
+    be, eps = backend_of(x_data), number(eps, "eps")
     normalize_axes(-1, x_data.ndim, "layer_norm")
     for name, p in (("weight", w), ("bias", b)):
         if p is not None and p.shape != x_data.shape[-1:]:

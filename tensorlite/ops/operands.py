@@ -19,8 +19,8 @@ def data(x, op: str):
         return x.data
     try:
         return as_array(x)
-    except TypeError as error:
-        raise TypeError(f"{op}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{op}: {error}") from None
 
 
 def real_data(x, op: str):
@@ -63,8 +63,8 @@ def align(operands, op: str, real: bool = False) -> list:
                 arrays.append(x)
             values.append(x)
         dtype = common(arrays, kinds)
-    except TypeError as error:
-        raise TypeError(f"{op}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{op}: {error}") from None
     be = backend_of(*arrays, op=op)
 
     def in_dtype(x):
@@ -179,6 +179,21 @@ def integers(values, op: str) -> tuple[int, ...]:
         return tuple(index(n) for n in given)
     except TypeError:
         raise TypeError(f"{op}: expected integers, got {', '.join(map(repr, given))}") from None
+
+
+def lengths(values, op: str) -> tuple[int, ...]:
+    """The `integers` of a shape that is to be made."""
+    shape = integers(values, op)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{op}: lengths must be 0 or more, got {shape}")
+    return shape
+
+
+def number(x, what: str) -> float | int:
+    """A setting that has to be a number, and no array of several."""
+    if not isinstance(x, int | float | np.number) or isinstance(x, np.complexfloating):
+        raise TypeError(f"{what} must be a number, got {x!r}")
+    return x
 
 
 def along(axis: int, part) -> tuple:

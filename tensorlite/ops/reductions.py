@@ -3,12 +3,12 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import along, data, normalize_axes, one_axis, real_data
+from tensorlite.ops.operands import along, data, normalize_axes, number, one_axis, real_data
 from tensorlite.tensor import Tensor, record
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
-@in_our_words
+@explained
 def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
     """The sum over `axis` (None for all, an int or a tuple).  gx = gy, spread over the summed axes."""
     x_data = data(x, "sum")
@@ -21,7 +21,7 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the fie
     return record(backend_of(x_data).sum(x_data, axes, keepdims), (x,), vjp)
 
 
-@in_our_words
+@explained
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`; of nothing it is NaN.  gx = gy / n."""
     x_data = real_data(x, "mean")
@@ -36,7 +36,7 @@ def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     return record((total / (n or math.nan)).astype(x_data.dtype, copy=False), (x,), vjp)
 
 
-@in_our_words
+@explained
 def var(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The variance over `axis`: sum((x - mean)^2) / (n - correction), 1 as in PyTorch, where NumPy's default is 0. NaN
     where that would divide by nothing.  gx = gy * 2 (x - mean) / (n - correction).
@@ -52,7 +52,7 @@ def var(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
     return record(y if keepdims else y.squeeze(axes), (x,), vjp)
 
 
-@in_our_words
+@explained
 def std(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The standard deviation, the square root of `var`.  gx = gy * (x - mean) / ((n - correction) y), 0 where y is."""
     x_data = real_data(x, "std")
@@ -69,7 +69,7 @@ def std(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
 
 def _variance(x, axes, correction: float):
     """The variance with its axes kept, x - mean, and 1 / (n - correction)."""
-    be, n = backend_of(x), _count(x, axes)
+    be, n, correction = backend_of(x), _count(x, axes), number(correction, "correction")
     # Counted from the first element: exact where the numbers are near each other, however far from 0.
     deviation = x - x[tuple(slice(1) if a in axes else slice(None) for a in range(x.ndim))] if n else x
     deviation = deviation - be.sum(deviation, axes, keepdims=True) * (1.0 / (n or math.nan))
@@ -77,13 +77,13 @@ def _variance(x, axes, correction: float):
     return be.sum(deviation * deviation, axes, keepdims=True) * scale, deviation, scale
 
 
-@in_our_words
+@explained
 def max(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
     """The maximum over `axis`.  gx = gy, shared equally among the elements that attain it."""
     return _extreme(x, axis, keepdims, "max")
 
 
-@in_our_words
+@explained
 def min(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
     """The minimum over `axis`.  gx = gy, shared equally among the elements that attain it."""
     return _extreme(x, axis, keepdims, "min")
@@ -106,7 +106,7 @@ def _extreme(x, axis, keepdims: bool, op: str) -> Tensor:
     return record(y if keepdims else y.squeeze(axes), (x,), vjp)
 
 
-@in_our_words
+@explained
 def argmax(x, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """Where the maximum is along `axis`, or in the flattened x: int64, the first of several. It has no gradient."""
     x_data = data(x, "argmax")
@@ -116,7 +116,7 @@ def argmax(x, axis: int | None = None, keepdims: bool = False) -> Tensor:
     return record(x_data.argmax(axis=axis, keepdims=keepdims), (), None)
 
 
-@in_our_words
+@explained
 def cumsum(x, axis: int) -> Tensor:
     """The sum of the elements up to each one along `axis`.  gx = the same of gy, from the other end."""
     x_data = data(x, "cumsum")

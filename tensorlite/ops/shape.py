@@ -5,9 +5,10 @@ import math
 from tensorlite.backends import backend_of
 from tensorlite.ops.operands import align, along, data, integers, normalize_axes, one_axis
 from tensorlite.tensor import Tensor, record
-from tensorlite.words import in_our_words
+from tensorlite.words import explained
 
 
+@explained
 def reshape(x, *shape) -> Tensor:
     """The same elements in another shape; one length may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
@@ -22,7 +23,7 @@ def reshape(x, *shape) -> Tensor:
     return record(y, (x,), lambda gy: (gy.reshape(x_shape),))
 
 
-@in_our_words
+@explained
 def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     """The axes from `start_axis` to `end_axis`, both included, as one."""
     shape = data(x, "flatten").shape
@@ -34,7 +35,7 @@ def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     return reshape(x, *shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
 
 
-@in_our_words
+@explained
 def squeeze(x, axis=None) -> Tensor:
     """x without its axes of length 1, or without those of them that `axis` names, an int or a tuple."""
     shape = data(x, "squeeze").shape
@@ -42,7 +43,7 @@ def squeeze(x, axis=None) -> Tensor:
     return reshape(x, *[n for a, n in enumerate(shape) if n != 1 or a not in axes])
 
 
-@in_our_words
+@explained
 def expand_dims(x, axis: int) -> Tensor:
     """x with a new axis of length 1 at the place `axis` of the result. PyTorch's unsqueeze."""
     shape = data(x, "expand_dims").shape
@@ -50,6 +51,7 @@ def expand_dims(x, axis: int) -> Tensor:
     return reshape(x, *shape[:axis], 1, *shape[axis:])
 
 
+@explained
 def broadcast_to(x, *shape) -> Tensor:
     """x repeated along axes of length 1, and new ones before the first, to this shape: a view.  gx = gy, summed over
     them."""
@@ -61,6 +63,7 @@ def broadcast_to(x, *shape) -> Tensor:
     return record(y, (x,), lambda gy: (gy,))
 
 
+@explained
 def permute(x, *axes) -> Tensor:
     """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`."""
     x_data = data(x, "permute")
@@ -71,7 +74,7 @@ def permute(x, *axes) -> Tensor:
     return record(x_data.transpose(axes), (x,), lambda gy: (gy.transpose(back),))
 
 
-@in_our_words
+@explained
 def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     """Two axes exchanged, by default the last two."""
     x_data = data(x, "transpose")
@@ -82,14 +85,14 @@ def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     return record(x_data.swapaxes(axis0, axis1), (x,), lambda gy: (gy.swapaxes(axis0, axis1),))
 
 
-@in_our_words
+@explained
 def tril(x, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two axes, 0 above the diagonal; a positive `diagonal` keeps that many more.
     gx = the same of gy."""
     return _triangle(x, diagonal, "tril")
 
 
-@in_our_words
+@explained
 def triu(x, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two axes, 0 below the diagonal; a positive `diagonal` leaves that many more out.
     gx = the same of gy."""
@@ -104,6 +107,7 @@ def _triangle(x, diagonal: int, op: str) -> Tensor:
     return record(part(x_data, diagonal), (x,), lambda gy: (part(gy, diagonal),))
 
 
+@explained
 def getitem(x, index) -> Tensor:
     """x[index] with NumPy's basic and advanced indexing.  gx is gy at the index and 0 elsewhere, summed where an
     element is named more than once."""
@@ -139,7 +143,7 @@ def _index_part(be, i):
     return i.copy() if isinstance(i, be.xp.ndarray) else i
 
 
-@in_our_words
+@explained
 def concatenate(tensors, axis: int = 0) -> Tensor:
     """The tensors one after the other along an existing axis; one without axes counts as (1,).  Each gets its slice
     of gy."""
@@ -159,7 +163,7 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
     return record(y, tensors, vjp)
 
 
-@in_our_words
+@explained
 def stack(tensors, axis: int = 0) -> Tensor:
     """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  Each gets its part
     of gy."""
@@ -187,7 +191,7 @@ def _several(tensors, op: str):
     return be, tensors, [be.asarray(a, dtype) for a in arrays]
 
 
-@in_our_words
+@explained
 def split(x, sizes, axis: int = 0) -> list[Tensor]:
     """Cut x along an axis into pieces of size `sizes` (an int, the last may be smaller, or a list of all sizes)."""
     x_data = data(x, "split")

@@ -4,11 +4,13 @@ from tensorlite.backends import backend_of
 from tensorlite.backends.base import as_rows
 from tensorlite.ops.elementwise import masked_fill
 from tensorlite.ops.normalization import log_softmax
-from tensorlite.ops.operands import data, ids_of, real_data
+from tensorlite.ops.operands import data, ids_of, number, real_data
 from tensorlite.ops.reductions import mean, sum
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import explained
 
 
+@explained
 def embedding(ids, weight) -> Tensor:
     """The rows of a table: ids, integers of any shape, weight (V, C) -> ids.shape + (C,).
 
@@ -23,6 +25,7 @@ def embedding(ids, weight) -> Tensor:
     return record(y, (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
 
 
+@explained
 def cross_entropy(
     logits, targets, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
@@ -34,6 +37,7 @@ def cross_entropy(
     """
     logits_data, targets = real_data(logits, "cross_entropy"), ids_of(targets, "cross_entropy")
     be = backend_of(logits_data, targets, op="cross_entropy")
+    ignore_index, label_smoothing = number(ignore_index, "ignore_index"), number(label_smoothing, "label_smoothing")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}')
     if logits_data.ndim == 0 or logits_data.shape[:-1] != targets.shape:
