@@ -104,6 +104,8 @@ def explained(function):
         except (TypeError, ValueError, IndexError, OverflowError) as error:
             kind = next((k for k in (TypeError, IndexError) if isinstance(error, k)), ValueError)
             said = str(error)
+            if kind is TypeError and "out" in keywords:  # so NumPy's functions call a method of that name
+                said = f"np.{name} takes no Tensor: write x.{name}(), or np.{name}(x.data)"
             for word in keywords:
                 if kind is TypeError and KEYWORDS.get(word) in function.__code__.co_varnames:
                     said = f"write {KEYWORDS[word]}= instead of {word}="

@@ -229,6 +229,8 @@ ANSWERS = [
     (lambda: torch.optim.Adam([]), AttributeError, "tensorlite.optim has no Adam: write AdamW"),
     (lambda: torch.nothing_like_it, AttributeError, "^tensorlite has no nothing_like_it$"),
     (lambda: X.nothing_like_it, AttributeError, "^a Tensor has no nothing_like_it$"),
+    (lambda: np.sum(X), TypeError, r"sum: np.sum takes no Tensor: write x.sum\(\), or np.sum\(x.data\)"),
+    (lambda: np.mean(X, axis=1), TypeError, "mean: np.mean takes no Tensor"),
     (lambda: X.sum(nothing=1), TypeError, "unexpected keyword argument 'nothing'"),
     (lambda: X.sum("a", keepdims=True), TypeError, "sum: axis must be"),
 ]
