@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
@@ -18,8 +19,8 @@ SEPARATOR = "\n---------------\n"
 
 
 def main() -> int:
-    args = build_parser().parse_args()
-    check(args)
+    args, words = build_parser().parse_known_args()
+    check(args, words)
     from threadpoolctl import threadpool_limits
 
     from gpt.checkpoint import load_checkpoint
@@ -59,7 +60,7 @@ def build_parser() -> Parser:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a new line)")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue the text of a UTF-8 file")
-    prompt.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="continue the text on standard input")
+    prompt.add_argument("stdin", nargs="?", metavar="-", help="continue the text on standard input")
     option("--max-new-tokens", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
     option("--temperature", type=float, default=0.8, metavar="T",
            help="below 1 likelier, above 1 more varied, 0 always the likeliest (default: %(default)s)")  # fmt: skip
@@ -73,8 +74,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """UserError for values that make no sense."""
+def check(args: argparse.Namespace, words: list[str]) -> None:
+    """UserError for values that make no sense, and for words that belong to no option."""
+    words = [word for word in (args.stdin, *words) if word not in (None, "-")]
+    if words:
+        option = "--model" if Path(words[0]).exists() else "--prompt"
+        raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
         ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),

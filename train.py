@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt.cli import Parser, add_config_options, run_script
 from gpt.config import PRESETS, load_preset
 from gpt.device import Device, add_device_options
+from gpt.errors import UserError
 
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_OPTIONS = "--batch-size (and raise --gradient-accumulation-steps), --block-size or --n-embd"
@@ -35,7 +36,10 @@ def main() -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options that were given. --help shows the values of the preset named beside it."""
-    args = build_parser({}).parse_args(argv)
+    args, words = build_parser({}).parse_known_args(argv)
+    for word in words:
+        load_preset(word)  # which says what else it may be
+        raise UserError(f"expected one preset, got {args.preset} and {word}: leave one out")
     if args.help:
         build_parser(load_preset(args.preset or DEFAULT_PRESET).to_dict()).print_help()
         sys.exit(0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorlite as tl
+from gpt.advice import argument, as_option
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
 from gpt.config import Config
 from gpt.cpu_trainer import CPUTrainer
@@ -45,11 +46,12 @@ class Session:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
             if not finished:
-                again = f"python train.py --resume --out {self.folder.path}{self.device.options()}"
+                again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
                 print(f"stopped and saved after step {trainer.step}; go on with: {again}")
                 return 0
             self._sample()
-        print(f"best val loss {progress.best_val_loss:.4f}; more text: python sample.py --model {self.folder.path}")
+        more = f"python sample.py {argument('--model', self.folder.path)}"
+        print(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
         return 0
 
     def _trainer(self) -> Trainer:
@@ -107,7 +109,7 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     config = old.updated(options)
     for key in (*vars(config.gpt), "tokenizer", "val_fraction"):
         if config.to_dict().get(key) != old.to_dict().get(key) and key != "dropout":
-            raise UserError(f"--{key.replace('_', '-')} cannot change on --resume: start a new run for it")
+            raise UserError(f"{as_option(key)} cannot change on --resume: start a new run for it")
     text = _load_text(config)
     try:
         dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
