@@ -13,6 +13,7 @@ from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
+from gpt.tokenizer import readable
 
 MEMORY_OPTIONS = "--num-samples"
 SEPARATOR = "\n---------------\n"
@@ -59,7 +60,7 @@ def build_parser() -> Parser:
     option("--model", type=Path, metavar="PATH", help="a checkpoint or a run's folder (default: the newest run)")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a new line)")
-    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue the text of a UTF-8 file")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue a text; for a byte model any file")
     prompt.add_argument("stdin", nargs="?", metavar="-", help="continue the text on standard input")
     option("--max-new-tokens", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
     option("--temperature", type=float, default=0.8, metavar="T",
@@ -69,7 +70,7 @@ def build_parser() -> Parser:
            help="draw from the likeliest tokens that make up this probability only (default: all)")  # fmt: skip
     option("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
     option("--seed", type=int, default=1337, metavar="S", help="the same seed, the same text (default: %(default)s)")
-    option("--out", type=Path, metavar="FILE", help="write the text into a file too (default: no)")
+    option("--out", type=Path, metavar="FILE", help="write a file too, with every byte of a byte model (default: no)")
     add_device_options(parser, threads=False)
     return parser
 
@@ -100,13 +101,11 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     and a byte order mark are not part, nor is the CR of its line ends for a model that knows none."""
     try:
         if args.stdin:
-            prompt = without_line_end(sys.stdin.buffer.read().decode("utf-8-sig"))
+            prompt = without_line_end(sys.stdin.buffer.read())
         elif args.prompt_file:
-            prompt = without_line_end(args.prompt_file.read_bytes().decode("utf-8-sig"))
+            prompt = without_line_end(args.prompt_file.read_bytes())
         else:
             prompt = args.prompt
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompt is not UTF-8 (byte {error.start}): convert it first") from None
     except OSError as error:
         raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
     if prompt is None:
@@ -116,12 +115,17 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
 
 
-def without_line_end(text: str) -> str:
+def without_line_end(raw: bytes) -> str:
+    """The text, or all of the bytes if they are none."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def show(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(readable(text))
     sys.stdout.flush()
 
 

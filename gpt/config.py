@@ -69,7 +69,7 @@ class TrainConfig:
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
-    tokenizer: str = option("char", "symbols: the text's characters, or its UTF-8 bytes", choices=TOKENIZERS)
+    tokenizer: str = option("char", "symbols: the text's characters, or the bytes of any file", choices=TOKENIZERS)
     val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)

@@ -19,7 +19,7 @@ from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
 from gpt.model import build_model
 from gpt.run import RunFolder
-from gpt.tokenizer import make_tokenizer
+from gpt.tokenizer import make_tokenizer, readable
 from gpt.trainer import Trainer
 
 SAMPLE_TOKENS = 500
@@ -82,7 +82,7 @@ class Session:
         pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
         text = prompt + "".join(piece for (piece,) in pieces)
         atomic_write(self.folder.sample, text + "\n")
-        print(f"--- sample ---\n{text.strip()}\n--------------")
+        print(f"--- sample ---\n{readable(text).strip()}\n--------------")
 
 
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
@@ -141,7 +141,9 @@ def check_memory(config: Config, backend: tl.Backend) -> None:
 
 
 def _load_text(config: Config) -> Text:
-    text = load_text(config.train.data, block_size=config.gpt.block_size, seed=config.train.seed)
+    train = config.train
+    any_bytes = train.tokenizer == "byte"
+    text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
     if text.note:
         print(text.note)
     return text

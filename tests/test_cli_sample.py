@@ -128,7 +128,7 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["--prompt-file", "empty.txt"], "the prompt is empty"),
         (["--prompt-file", "missing.txt"], "cannot read the prompt missing.txt: No such file or directory"),
         (["--prompt-file", "runs"], "cannot read the prompt runs: Is a directory"),
-        (["--prompt-file", "latin1.txt"], "the prompt is not UTF-8 (byte 3): convert it first"),
+        (["--prompt-file", "latin1.txt"], "the text is not UTF-8, for it has the byte 0xE9 at position 3: convert it"),
         (["--prompt", "9", "--prompt-file", "text.txt"], "argument --prompt-file: not allowed with argument --prompt"),
         (["--prompt", "9", "-"], "argument -: not allowed with argument --prompt"),
         (["9"], "expected options, or - for standard input: write --prompt 9"),
@@ -239,13 +239,23 @@ def test_out_holds_the_text_and_nothing_else(cwd, sample, count):
     assert set(cwd.iterdir()) - before == {cwd / "out.txt"}
 
 
-def test_bytes_that_are_no_text_are_written_all_the_same(cwd):
+def test_a_byte_model_takes_and_writes_any_bytes(cwd):
+    """A text loses the mark and the last line end, as everywhere; what is no text loses nothing."""
     train(cwd, "--tokenizer=byte", "--max-iters=1", "--out=bytes")
-    options = ["--model=bytes", "--prompt", "日本", "--temperature=5", "--out=out.txt"]
-    done = run("sample.py", *options, cwd=cwd, encoding=None)
-    assert done.stdout.startswith("日本".encode())
-    assert "\ufffd".encode() in done.stdout
-    assert (cwd / "out.txt").read_bytes() == done.stdout
+    text, binary = "日本\n".encode(), b"\xef\xbb\xbf\xff\0\r\n"
+    for prompt, kept in ((text, text[:-1]), (b"\xef\xbb\xbf" + text, text[:-1]), (binary, binary)):
+        (cwd / "prompt").write_bytes(prompt)
+        options = ["--model=bytes", "--temperature=5", "--max-new-tokens=200", "--num-samples=2", "--out=out"]
+        done = run("sample.py", *options, "--prompt-file=prompt", cwd=cwd, encoding=None)
+        written = (cwd / "out").read_bytes()
+        first, second = written.split(SEPARATOR.encode())
+        assert first.startswith(kept)
+        assert (len(first), len(second)) == (len(kept) + 200, len(kept) + 200 + 1)
+        assert "\ufffd" in written.decode(errors="replace")
+        assert done.stdout == written.decode(errors="replace").encode()
+    assert run("sample.py", *options, "-", cwd=cwd, encoding=None, input=binary).stdout == done.stdout
+    shown = run("sample.py", "--model=bytes", b"--prompt=a\xff", "--max-new-tokens=0", cwd=cwd).stdout
+    assert shown == "a\ufffd\n"
 
 
 # --- the output ---

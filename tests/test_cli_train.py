@@ -108,7 +108,8 @@ def test_what_is_advised_exists(name):
         ("--data empty.txt", "empty.txt is empty"),
         ("--data missing.txt", "cannot read missing.txt: No such file or directory"),
         ("--data folder", "cannot read folder: Is a directory"),
-        ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first"),
+        ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first, "
+         "or take its bytes as they are with --tokenizer byte"),
         ("--data short.txt", "use a smaller --block-size, a larger file or another --val-fraction"),
         (f"--block-size {HUGE}", "smaller --block-size"),
         ("--data shakespeare", "cannot download tinyshakespeare"),
@@ -259,6 +260,16 @@ def test_built_in_texts_without_a_network(cwd, data, first):
     assert f"model: bigram, {symbols**2:,} parameters" in out
     config = load_preset("runs/bigram/config.toml")
     assert (config.train.model, config.train.data) == ("bigram", data or "pydoc")
+
+
+def test_any_file_trains_and_resumes_as_bytes(cwd):
+    (cwd / "song.mid").write_bytes(bytes(range(256)) * 20)
+    options = ["--tokenizer=byte", "--data=song.mid", "--out=run"]
+    train(cwd, *options, "--max-iters=1")
+    assert "--- sample ---" in run("train.py", "--resume", "--out=run", "--max-iters=2", cwd=cwd).stdout
+    sample = (cwd / "run/sample.txt").read_bytes()
+    assert len(sample) == 1 + 500 + 1  # every byte, though they are no text
+    assert "\ufffd" in sample.decode(errors="replace")
 
 
 # --- resuming ---
