@@ -15,7 +15,7 @@ from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 from gpt.tokenizer import readable
 
-MEMORY_OPTIONS = "--num-samples"
+MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
 SEPARATOR = "\n---------------\n"
 
 
@@ -130,4 +130,4 @@ def show(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, MEMORY_OPTIONS)
+    run_script(main, MEMORY_ADVICE)

@@ -15,7 +15,7 @@ from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 
 DEFAULT_PRESET = "little-shakespeare"
-MEMORY_OPTIONS = "--batch-size (and raise --gradient-accumulation-steps), --block-size or --n-embd"
+MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
 RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite")  # not of the configuration
 
@@ -65,4 +65,4 @@ def build_parser(defaults: dict) -> Parser:
 
 
 if __name__ == "__main__":
-    run_script(main, MEMORY_OPTIONS)
+    run_script(main, MEMORY_ADVICE)

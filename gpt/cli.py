@@ -19,10 +19,10 @@ from tensorlite.backends import explain_memory_error
 OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what no text is taken for: those have spaces, or nothing but dashes
 
 
-def run_script(main: Callable[[], int], memory_options: str) -> None:
+def run_script(main: Callable[[], int], memory_advice: str) -> None:
     """Call `main` and exit with its status. What the user can mend ends in one sentence and status 2.
 
-    memory_options: what to lower when there is not enough memory.
+    memory_advice: what to do when there is not enough memory and nobody knows better.
     """
     name = os.path.basename(sys.argv[0])  # noqa: PTH119
     for stream in ("stdout", "stderr"):
@@ -36,7 +36,7 @@ def run_script(main: Callable[[], int], memory_options: str) -> None:
         status = _complain(f"{name}: error: {error}", 2)
     except MemoryError as error:
         why = explain_memory_error(error)
-        status = _complain(f"{name}: error: out of memory ({why}): lower {memory_options}", 2)
+        status = _complain(f"{name}: error: out of memory ({why}): {memory_advice}", 2)
     except KeyboardInterrupt:
         status = _complain(f"{name}: interrupted", 130)
     except OSError as error:  # most likely of our output: its reader has gone, or its disk is full

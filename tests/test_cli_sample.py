@@ -38,7 +38,7 @@ def sample(cwd, monkeypatch, capsys):
     def call(*args, status: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main, script.MEMORY_OPTIONS)
+            run_script(script.main, script.MEMORY_ADVICE)
         out, err = capsys.readouterr()
         assert stop.value.code == status, err
         if status == 0:

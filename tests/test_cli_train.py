@@ -35,7 +35,7 @@ def main(*args, capsys) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main, script.MEMORY_OPTIONS)
+            run_script(script.main, script.MEMORY_ADVICE)
     return stop.value.code, *capsys.readouterr()
 
 
@@ -83,7 +83,7 @@ def test_an_option_given_again_counts():
 NANOGPT = "eval_interval eval_iters batch_size block_size gradient_accumulation_steps n_layer n_head n_embd dropout"
 NANOGPT += " learning_rate max_iters weight_decay beta1 beta2 grad_clip warmup_iters lr_decay_iters min_lr bias dtype"
 NANOGPT += " backend out_dir log_interval eval_only always_save_checkpoint init_from wandb_log wandb_project"
-NANOGPT += " wandb_run_name dataset decay_lr device compile seed real_data profile"
+NANOGPT += " wandb_run_name dataset decay_lr device compile seed"
 
 
 @pytest.mark.parametrize("name", NANOGPT.split())
@@ -132,10 +132,10 @@ def test_what_is_advised_exists(name):
         ("--tokenizer bpe", "tokenizer must be one of char, byte, got 'bpe'"),
         ("--val-fraction 0", "val_fraction must be at least 0.001, got 0.0"),
         ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
-        (f"--n-embd {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--n-layer {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--batch-size {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--gradient-accumulation-steps {HUGE}", "tokens per step need"),
+        (f"--n-embd {HUGE}", ": lower --n-embd\n"),
+        (f"--n-layer {HUGE}", ": lower --n-embd or --n-layer\n"),
+        (f"--batch-size {HUGE}", ": lower --batch-size or --block-size\n"),
+        (f"--gradient-accumulation-steps {HUGE}", "lower --batch-size or --gradient-accumulation-steps or --block"),
         (f"--n-embd {10**200}", "n_embd must be less than 2**63, got a larger number"),
         ("--backend cupy", "python -m tensorlite.doctor says what to install"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
