@@ -86,7 +86,7 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
         ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
         ("--top-k", args.top_k, args.top_k is None or args.top_k >= 1, "at least 1"),
         ("--top-p", args.top_p, args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
-        ("--num-samples", args.num_samples, args.num_samples >= 1, "at least 1"),
+        ("--num-samples", args.num_samples, 1 <= args.num_samples < 2**31, "from 1 to 2**31 - 1"),
         ("--seed", args.seed, 0 <= args.seed < 2**63, "from 0 to 2**63 - 1"),
     )
     for name, value, good, expected in rules:
@@ -106,6 +106,12 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
             prompt = without_line_end(args.prompt_file.read_bytes())
         else:
             prompt = args.prompt
+            if prompt and "\\" in prompt and not tokenizer.knows("\\"):
+                written = prompt.replace("'", "\\'")
+                raise UserError(
+                    f"the model knows no backslash: for a new line write --prompt $'{written}' in bash, "
+                    "or give the text with --prompt-file or on standard input"
+                )
     except OSError as error:
         raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
     if prompt is None:

@@ -141,7 +141,12 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
         (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
         (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),
-        (["--num-samples=0"], "--num-samples must be at least 1, got 0"),
+        (["--num-samples=0"], "--num-samples must be from 1 to 2**31 - 1, got 0"),
+        ([f"--num-samples={10**30}"], "--num-samples must be from 1 to 2**31 - 1, got 1000"),
+        (
+            ["--prompt", r"\n9 'is"],
+            r"the model knows no backslash: for a new line write --prompt $'\n9 \'is'",
+        ),
         (["--max-new-tokens=-1"], "--max-new-tokens must be 0 or more, got -1"),
         (["--max-new-tokens=ten"], "argument --max-new-tokens: expected a whole number such as 1000, got 'ten'"),
         (["--seed=1e3"], "argument --seed: expected a whole number such as 1000, got '1e3' (see --help)"),
@@ -182,6 +187,12 @@ def test_prompt_that_is_not_utf8(cwd):
         assert b"UTF-8" in done.stderr.splitlines()[-1]
         assert b"Traceback" not in done.stderr
         assert done.stdout == b""
+
+
+def test_a_model_that_knows_the_backslash_takes_it(cwd, sample):
+    (cwd / "paths.txt").write_text("C:\\new\\text\n" * 60)
+    train(cwd, "--data=paths.txt", "--max-iters=1", "--out=paths")
+    assert sample("--model=paths", r"--prompt=\new", "--max-new-tokens=0") == "\\new\n"
 
 
 # --- which model ---
