@@ -5,14 +5,22 @@ echo "To be" | python sample.py -               the prompt from standard input
 python sample.py --model runs/mine --num-samples 3 --temperature 0.8 --out output.txt
 """
 
-import argparse
+import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
+import os
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until run_script: some modules take an exception, while they are imported, for a fault of their own.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
+
+import argparse
 from pathlib import Path
 
 from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
+from gpt.interrupt import hold_interrupts
 from gpt.tokenizer import readable
 
 MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
@@ -22,12 +30,13 @@ SEPARATOR = "\n---------------\n"
 def main() -> int:
     args, words = build_parser().parse_known_args()
     check(args, words)
-    from threadpoolctl import threadpool_limits
+    with hold_interrupts():
+        from threadpoolctl import threadpool_limits
 
-    from gpt.checkpoint import load_checkpoint
-    from gpt.files import atomic_write
-    from gpt.generate import default_prompt, stream_text
-    from gpt.run import find_checkpoint
+        from gpt.checkpoint import load_checkpoint
+        from gpt.files import atomic_write
+        from gpt.generate import default_prompt, stream_text
+        from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
     path = find_checkpoint(args.model)

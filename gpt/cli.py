@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import reprlib
+import signal
 import sys
 import types
 from collections import deque
@@ -29,7 +30,10 @@ def run_script(main: Callable[[], int], memory_advice: str) -> None:
         if getattr(sys, stream) is None:  # closed by the shell's >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115, PTH123
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have the text's characters
+    before = signal.getsignal(signal.SIGINT)
     try:
+        if before is not signal.SIG_IGN:  # as it is for a shell's background job
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main()
         sys.stdout.flush()  # here, where a reader that has gone is nothing to complain about
     except (UserError, BackendError) as error:
@@ -42,6 +46,7 @@ def run_script(main: Callable[[], int], memory_advice: str) -> None:
     except OSError as error:  # most likely of our output: its reader has gone, or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0 if isinstance(error, BrokenPipeError) else _complain(f"{name}: error: {error}", 2)
+    signal.signal(signal.SIGINT, before)
     sys.exit(status)
 
 

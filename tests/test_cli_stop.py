@@ -72,6 +72,28 @@ def test_printed_commands_can_be_pasted(cwd):
     assert "-it's my run/" in run("sample.py", *shlex.split(more), "--max-new-tokens=1", cwd=cwd).stderr
 
 
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+@pytest.mark.parametrize("module", ["argparse", "difflib", "threadpoolctl"])  # the last is imported by main
+def test_interrupt_while_modules_are_imported(cwd, script, module):
+    (cwd / f"{module}.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    threadpool_limits = None\n"
+        "except KeyboardInterrupt:\n    raise ImportError('as NumPy would tell it')\n"
+    )
+    done = run(script, cwd=cwd, env={"PYTHONPATH": str(cwd)}, status=130)
+    assert (done.stdout, done.stderr) == ("", f"{script}: interrupted\n")
+
+
+def test_a_background_job_ignores_interrupts(cwd):
+    with start_long(cwd, shell="trap '' INT; exec \"$@\"") as process:
+        for line in ("run: run", "step 20:"):
+            wait_for(process, line)
+            process.send_signal(signal.SIGINT)
+        wait_for(process, "step 40:")
+        process.terminate()
+        assert AGAIN.search(process.stdout.read())
+
+
 def test_two_processes_in_one_folder(cwd):
     with start_long(cwd) as process:
         wait_for(process, "step 0:")
