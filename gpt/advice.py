@@ -5,33 +5,28 @@ import shlex
 from collections.abc import Collection
 from pathlib import PurePath
 
-_PRESET = "a model comes with its preset, which needs no option: train.py bigram"
-_NO_WANDB = "leave it out: log.jsonl in the run's folder has all that is measured"
 # What nanoGPT and other programs call a thing: our name for it, or a sentence where one name does not say it.
 FOREIGN = {
     "always_save_checkpoint": "leave it out: the best and the last checkpoint are kept always",
     "compile": "leave it out: there is nothing to compile",
-    "config": _PRESET,
     "dataset": "data",
     "decay_lr": "--lr-decay-iters says when the rate has decayed, 0 for a constant one",
     "device": "--backend cupy computes on a GPU, --backend numpy on the CPU",
     "epochs": "max_iters",
     "eval_only": "--max-iters 0 evaluates and stops",
-    "gpu": "--backend cupy computes on a GPU",
     "init_from": "train.py --resume goes on with a run, sample.py --model names one",
-    "input": "data",
     "log_interval": "leave it out: progress is shown all the time, losses at every --eval-interval",
     "lr": "learning_rate",
-    "model": _PRESET,
+    "model": "a model comes with its preset, which needs no option: train.py bigram",
     "out_dir": "a run's folder is --out for train.py and --model for sample.py",
-    "preset": _PRESET,
     "start": "prompt",
     "steps": "max_iters",
     "vocab_size": "leave it out: it comes from the tokenizer",
-    "wandb_log": _NO_WANDB,
-    "wandb_project": _NO_WANDB,
-    "wandb_run_name": _NO_WANDB,
-} | {name: f"it is the option --{name} of train.py" for name in ("backend", "dtype", "out", "resume", "threads")}
+}
+FOREIGN |= {
+    f"wandb_{name}": "leave it out: log.jsonl in the run's folder has it" for name in ("log", "project", "run_name")
+}
+FOREIGN |= {name: f"it is the option --{name} of train.py" for name in ("backend", "dtype", "out", "resume", "threads")}
 
 
 def instead_of(name: str, names: Collection[str], spell=repr) -> str:

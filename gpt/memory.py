@@ -1,6 +1,6 @@
 """What a run needs of the memory, about, and what to change when there is too little of it."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
 from gpt.advice import as_option
@@ -26,7 +26,7 @@ def check_memory(config: Config, backend: Backend) -> None:
 
 
 @contextmanager
-def memory_explained(config: Config, cpu: bool, text: int, fixed: Collection[str]) -> Iterator[None]:
+def memory_explained(config: Config, cpu: bool, text: int, fixed: Set[str]) -> Iterator[None]:
     """Within, a MemoryError becomes a UserError that says what to change.
 
     text: tokens of the text. fixed: keys that cannot be changed any more.
@@ -39,21 +39,20 @@ def memory_explained(config: Config, cpu: bool, text: int, fixed: Collection[str
         raise UserError(f"out of memory ({explain_memory_error(error)}): {advice}") from None
 
 
-def _advice(config: Config, needs: Callable[[Config], int], fixed: Collection[str] = (), text: int = 0) -> str:
+def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = frozenset(), text: int = 0) -> str:
     """The options that help: each which alone, at its least, saves a good share of what config `needs`."""
-    least = {"batch_size": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "block_size": 1}
+    least = dict.fromkeys(("batch_size", "micro_batch_size", "gradient_accumulation_steps", "block_size"), 1)
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
-    now, fixed = vars(config.gpt) | vars(config.train), {*fixed, *idle_keys(config.train.model)}
-    spare = WORTH_IT * needs(config)
-    open_to = [key for key, value in least.items() if key not in fixed and value < now[key]]
-    helping = [key for key in open_to if needs(config) - needs(config.updated({key: least[key]})) >= spare]
-    lower = " or ".join(as_option(key) for key in helping if key != "vocab_size")
-    ways = {
-        "use --tokenizer byte": "vocab_size" in helping,
-        f"lower {lower}": lower,
-        "take a smaller --data": "data" not in fixed and text >= spare,
-    }
-    return ", or ".join(way for way, helps in ways.items() if helps) or "nothing but more memory helps"
+    now, spare = vars(config.gpt) | vars(config.train), WORTH_IT * needs(config)
+    able = [key for key in least.keys() - fixed - idle_keys(config.train.model) if least[key] < now[key]]
+    helping = [
+        key for key in least if key in able and needs(config) - needs(config.updated({key: least[key]})) >= spare
+    ]
+    lower = [as_option(key) for key in helping if key != "vocab_size"]
+    ways = ["use --tokenizer byte"] if "vocab_size" in helping else []
+    ways += [f"lower {' or '.join(lower)}"] if lower else []
+    ways += ["take a smaller --data"] if "data" not in fixed and text >= spare else []
+    return ", or ".join(ways) or "nothing but more memory helps"
 
 
 def _sizes(config: Config) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class Session:
     def run(self) -> int:
         """Train, sample, and return the exit status."""
         text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
-        fixed = FIXED | {"data"} if self.checkpoint else ()
+        fixed = FIXED | {"data"} if self.checkpoint else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed):
             return self._run()
 

@@ -58,6 +58,6 @@ def test_memory_that_runs_out_is_explained(preset, changes, how, advice):
         pytest.raises(
             UserError, match=f"{re.escape('out of memory (no more): ' + advice)}( or --n-layer| or --n-embd)*$"
         ),
-        memory_explained(config, **{"cpu": True, "text": 0, "fixed": ()} | how),
+        memory_explained(config, **{"cpu": True, "text": 0, "fixed": set()} | how),
     ):
         raise MemoryError("no more")
