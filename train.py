@@ -46,9 +46,9 @@ def main() -> int:
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options that were given. --help shows the values of the preset named beside it."""
     args, words = build_parser({}).parse_known_args(argv)
-    for word in words:
-        load_preset(word)  # which says what else it may be
-        raise UserError(f"expected one preset, got {args.preset} and {word}: leave one out")
+    if words:
+        load_preset(words[0])  # which says what else it may be
+        raise UserError(f"expected one preset, got {args.preset} and {words[0]}: leave one out")
     if args.help:
         build_parser(load_preset(args.preset or DEFAULT_PRESET).to_dict()).print_help()
         sys.exit(0)

@@ -43,11 +43,10 @@ def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = fr
     """The options that help: each which alone, at its least, saves a good share of what config `needs`."""
     least = dict.fromkeys(("batch_size", "micro_batch_size", "gradient_accumulation_steps", "block_size"), 1)
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
-    now, spare = vars(config.gpt) | vars(config.train), WORTH_IT * needs(config)
-    able = [key for key in least.keys() - fixed - idle_keys(config.train.model) if least[key] < now[key]]
-    helping = [
-        key for key in least if key in able and needs(config) - needs(config.updated({key: least[key]})) >= spare
-    ]
+    now, fixed = vars(config.gpt) | vars(config.train), fixed | idle_keys(config.train.model)
+    able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
+    spare = WORTH_IT * needs(config)
+    helping = [key for key, value in able.items() if needs(config) - needs(config.updated({key: value})) >= spare]
     lower = [as_option(key) for key in helping if key != "vocab_size"]
     ways = ["use --tokenizer byte"] if "vocab_size" in helping else []
     ways += [f"lower {' or '.join(lower)}"] if lower else []

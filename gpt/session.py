@@ -115,7 +115,7 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
     config = old.updated(options)
-    for key in FIXED:
+    for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
             raise UserError(f"{as_option(key)} cannot change on --resume: start a new run for it")
     text = _load_text(config)
