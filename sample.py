@@ -5,27 +5,38 @@ echo "To be" | python sample.py -               the prompt from standard input
 python sample.py --model runs/mine --num-samples 3 --temperature 0.8 --out output.txt
 """
 
-import argparse
+import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
+import os
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until run_script: some modules take an exception, while they are imported, for a fault of their own.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
+
+import argparse
 from pathlib import Path
 
+from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
+from gpt.interrupt import hold_interrupts
+from gpt.tokenizer import readable
 
-MEMORY_OPTIONS = "--num-samples"
+MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
 SEPARATOR = "\n---------------\n"
 
 
 def main() -> int:
-    args = build_parser().parse_args()
-    check(args)
-    from threadpoolctl import threadpool_limits
+    args, words = build_parser().parse_known_args()
+    check(args, words)
+    with hold_interrupts():
+        from threadpoolctl import threadpool_limits
 
-    from gpt.checkpoint import load_checkpoint
-    from gpt.files import atomic_write
-    from gpt.generate import default_prompt, stream_text
-    from gpt.run import find_checkpoint
+        from gpt.checkpoint import load_checkpoint
+        from gpt.files import atomic_write
+        from gpt.generate import default_prompt, stream_text
+        from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
     path = find_checkpoint(args.model)
@@ -58,8 +69,8 @@ def build_parser() -> Parser:
     option("--model", type=Path, metavar="PATH", help="a checkpoint or a run's folder (default: the newest run)")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a new line)")
-    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue the text of a UTF-8 file")
-    prompt.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="continue the text on standard input")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue a text; for a byte model any file")
+    prompt.add_argument("stdin", nargs="?", metavar="-", help="continue the text on standard input")
     option("--max-new-tokens", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
     option("--temperature", type=float, default=0.8, metavar="T",
            help="below 1 likelier, above 1 more varied, 0 always the likeliest (default: %(default)s)")  # fmt: skip
@@ -68,19 +79,23 @@ def build_parser() -> Parser:
            help="draw from the likeliest tokens that make up this probability only (default: all)")  # fmt: skip
     option("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
     option("--seed", type=int, default=1337, metavar="S", help="the same seed, the same text (default: %(default)s)")
-    option("--out", type=Path, metavar="FILE", help="write the text into a file too (default: no)")
+    option("--out", type=Path, metavar="FILE", help="write a file too, with every byte of a byte model (default: no)")
     add_device_options(parser, threads=False)
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """UserError for values that make no sense."""
+def check(args: argparse.Namespace, words: list[str]) -> None:
+    """UserError for values that make no sense, and for words that belong to no option."""
+    words = [word for word in (args.stdin, *words) if word not in (None, "-")]
+    if words:
+        option = "--model" if Path(words[0]).exists() else "--prompt"
+        raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
         ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
         ("--top-k", args.top_k, args.top_k is None or args.top_k >= 1, "at least 1"),
         ("--top-p", args.top_p, args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
-        ("--num-samples", args.num_samples, args.num_samples >= 1, "at least 1"),
+        ("--num-samples", args.num_samples, 1 <= args.num_samples < 2**31, "from 1 to 2**31 - 1"),
         ("--seed", args.seed, 0 <= args.seed < 2**63, "from 0 to 2**63 - 1"),
     )
     for name, value, good, expected in rules:
@@ -95,13 +110,17 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     and a byte order mark are not part, nor is the CR of its line ends for a model that knows none."""
     try:
         if args.stdin:
-            prompt = without_line_end(sys.stdin.buffer.read().decode("utf-8-sig"))
+            prompt = without_line_end(sys.stdin.buffer.read())
         elif args.prompt_file:
-            prompt = without_line_end(args.prompt_file.read_bytes().decode("utf-8-sig"))
+            prompt = without_line_end(args.prompt_file.read_bytes())
         else:
             prompt = args.prompt
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompt is not UTF-8 (byte {error.start}): convert it first") from None
+            if prompt and "\\" in prompt and not tokenizer.knows("\\"):
+                written = prompt.replace("'", "\\'")
+                raise UserError(
+                    f"the model knows no backslash: for a new line write --prompt $'{written}' in bash, "
+                    "or give the text with --prompt-file or on standard input"
+                )
     except OSError as error:
         raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
     if prompt is None:
@@ -111,14 +130,19 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
 
 
-def without_line_end(text: str) -> str:
+def without_line_end(raw: bytes) -> str:
+    """The text, or all of the bytes if they are none."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def show(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(readable(text))
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    run_script(main, MEMORY_OPTIONS)
+    run_script(main, MEMORY_ADVICE)

@@ -5,23 +5,33 @@ python train.py nanogpt-cpu --data book.txt     another preset, your own text
 python train.py --resume --max-iters 10000      go on with the newest run
 """
 
-import argparse
+import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
+import os
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until run_script: some modules take an exception, while they are imported, for a fault of their own.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"train.py: interrupted\n") and 130))
+
+import argparse
 from pathlib import Path
 
 from gpt.cli import Parser, add_config_options, run_script
 from gpt.config import PRESETS, load_preset
 from gpt.device import Device, add_device_options
+from gpt.errors import UserError
+from gpt.interrupt import hold_interrupts
 
 DEFAULT_PRESET = "little-shakespeare"
-MEMORY_OPTIONS = "--batch-size (and raise --gradient-accumulation-steps), --block-size or --n-embd"
+MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
 RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite")  # not of the configuration
 
 
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
-    from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait for it
+    with hold_interrupts():
+        from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait
 
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
@@ -35,7 +45,10 @@ def main() -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options that were given. --help shows the values of the preset named beside it."""
-    args = build_parser({}).parse_args(argv)
+    args, words = build_parser({}).parse_known_args(argv)
+    if words:
+        load_preset(words[0])  # which says what else it may be
+        raise UserError(f"expected one preset, got {args.preset} and {words[0]}: leave one out")
     if args.help:
         build_parser(load_preset(args.preset or DEFAULT_PRESET).to_dict()).print_help()
         sys.exit(0)
@@ -61,4 +74,4 @@ def build_parser(defaults: dict) -> Parser:
 
 
 if __name__ == "__main__":
-    run_script(main, MEMORY_OPTIONS)
+    run_script(main, MEMORY_ADVICE)

@@ -2,39 +2,51 @@
 
 import argparse
 import os
+import re
+import reprlib
+import signal
 import sys
 import types
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
+from gpt.advice import argument, as_option, instead_of
 from gpt.config import GPTConfig, idle_keys, option_fields
 from gpt.errors import UserError
 from tensorlite import BackendError
 from tensorlite.backends import explain_memory_error
 
+OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what no text is taken for: those have spaces, or nothing but dashes
 
-def run_script(main: Callable[[], int], memory_options: str) -> None:
+
+def run_script(main: Callable[[], int], memory_advice: str) -> None:
     """Call `main` and exit with its status. What the user can mend ends in one sentence and status 2.
 
-    memory_options: what to lower when there is not enough memory.
+    memory_advice: what to do when there is not enough memory and nobody knows better.
     """
     name = os.path.basename(sys.argv[0])  # noqa: PTH119
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell's >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115, PTH123
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have the text's characters
+    before = signal.getsignal(signal.SIGINT)
     try:
+        if before is not signal.SIG_IGN:  # as it is for a shell's background job
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main()
         sys.stdout.flush()  # here, where a reader that has gone is nothing to complain about
     except (UserError, BackendError) as error:
         status = _complain(f"{name}: error: {error}", 2)
     except MemoryError as error:
         why = explain_memory_error(error)
-        status = _complain(f"{name}: error: out of memory ({why}): lower {memory_options}", 2)
+        status = _complain(f"{name}: error: out of memory ({why}): {memory_advice}", 2)
     except KeyboardInterrupt:
         status = _complain(f"{name}: interrupted", 130)
     except OSError as error:  # most likely of our output: its reader has gone, or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0 if isinstance(error, BrokenPipeError) else _complain(f"{name}: error: {error}", 2)
+    signal.signal(signal.SIGINT, before)
     sys.exit(status)
 
 
@@ -48,20 +60,55 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        for kind, expected in ((int, "a whole number such as 1000"), (float, "a number such as 0.5 or 1e-3")):
+            self.register("type", kind, partial(_number, kind, expected))
 
     def parse_known_args(self, args=None, namespace=None):
-        return super().parse_known_args([_dashes(a) for a in (sys.argv[1:] if args is None else args)], namespace)
+        """What is left over holds no options: one that is unknown is an error."""
+        return super().parse_known_args(self._tidied(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str):
         raise UserError(f"{message} (see --help)")
 
+    def _tidied(self, args: list[str]) -> list[str]:
+        """Each option under our own name, in one piece with its value: no part of a value is taken for an option."""
+        tidied, rest = [], deque(args)
+        while rest:
+            given = rest.popleft()
+            name, equals, value = given.partition("=")
+            if not OPTION.fullmatch(name):
+                tidied.append(given)
+                continue
+            option = name.replace("_", "-")
+            action = self._option_string_actions.get(option) or self._refuse(name)
+            if action.nargs == 0:
+                if equals or (rest and rest[0].lower() in ("true", "false")):
+                    self.error(f"{option} takes no value: write {' or '.join(action.option_strings)}")
+                tidied.append(option)
+                continue
+            value = value if equals else self._next_value(option, rest)
+            if value in ("", "--"):  # of which argparse loses the latter
+                self.error(f"{option} cannot be {value!r}: give another value, or leave {option} out")
+            tidied.append(f"{option}={value}")
+        return tidied
 
-def _dashes(argument: str) -> str:
-    """--block_size=8 -> --block-size=8."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    def _next_value(self, option: str, rest: deque[str]) -> str:
+        if not rest:
+            self.error(f"{option} needs a value after it")
+        if OPTION.fullmatch(rest[0].partition("=")[0]):  # more likely the next option
+            self.error(f"{option} needs a value after it; if that is {rest[0]}, write {argument(option, rest[0])}")
+        return rest.popleft()
+
+    def _refuse(self, name: str):
+        keys = [option.lstrip("-").replace("-", "_") for option in self._option_string_actions]
+        self.error(f"unknown option {name}{instead_of(name.lstrip('-').replace('-', '_'), keys, as_option)}")
+
+
+def _number(kind: type, expected: str, text: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {reprlib.repr(text)}") from None
 
 
 def add_config_options(parser: Parser, defaults: dict) -> None:
@@ -81,7 +128,7 @@ def add_config_options(parser: Parser, defaults: dict) -> None:
         else:
             settings |= {"type": kinds[0], "metavar": _metavar(f, kinds[0])}
         group = model if name in model_fields else training
-        group.add_argument("--" + name.replace("_", "-"), **settings)
+        group.add_argument(as_option(name), **settings)
 
 
 def _help(f, default) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 
+from gpt.advice import argument, as_option, instead_of
 from gpt.errors import UserError
 from gpt.tokenizer import TOKENIZERS
 from tensorlite.random import MAX_SEED
@@ -68,7 +69,7 @@ class TrainConfig:
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
-    tokenizer: str = option("char", "symbols: the text's characters, or its UTF-8 bytes", choices=TOKENIZERS)
+    tokenizer: str = option("char", "symbols: the text's characters, or the bytes of any file", choices=TOKENIZERS)
     val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)
@@ -127,10 +128,9 @@ class Config:
         prefix = f"{source}: " if source else ""
         for key in values:
             if key in idle:
-                raise UserError(f"--{key.replace('_', '-')} has no effect on a {self.train.model} table: leave it out")
+                raise UserError(f"{as_option(key)} has no effect on a {self.train.model} table: leave it out")
             if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
+                hint = instead_of(key, known) or f"; the keys are {', '.join(known)}"
                 raise UserError(f"{prefix}unknown key {key!r}{hint}")
         model_keys = {f.name for f in fields(GPTConfig)}
         try:
@@ -169,12 +169,21 @@ def load_preset(name: str) -> Config:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or error}") from None
     else:
-        raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a TOML file")
+        raise UserError(f"unknown preset {name!r}: {_meant(name)}")
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also for numbers too long and nesting too deep
         raise UserError(f"{name} is not a valid TOML file: {error}") from None
     return Config.from_dict({"preset": name} | values, source=name)
+
+
+def _meant(name: str) -> str:
+    """What to write instead of that for a preset: one of ours that nanoGPT spells so, or a text as the --data."""
+    path = Path(name)
+    close = difflib.get_close_matches(path.stem.replace("_", "-"), PRESETS, 1)
+    if path.is_file() and path.suffix != ".py" or path.suffix not in ("", ".py"):
+        return f"to train on a text write {argument('--data', name)}"
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}, or a TOML file"
 
 
 def check_fields(config) -> None:

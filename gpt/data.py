@@ -36,7 +36,7 @@ class Text:
     note: str = ""  # one line for the user when the default had to be replaced
 
 
-def load_text(source: str | None, *, block_size: int, seed: int = 0) -> Text:
+def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: bool = False) -> Text:
     """The text that `source` names.
 
     - "shakespeare": tinyshakespeare, downloaded once and cached.
@@ -45,6 +45,8 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0) -> Text:
       b -> b always, drawn from `seed`: the best possible loss is ln 2 after an a and 0 after a b.
     - None: shakespeare if it is cached or downloads within seconds, else pydoc and a note.
     - any other: a UTF-8 file, decoded exactly but for a byte order mark; write ./ab for a file named ab.
+
+    any_bytes: a file need not be UTF-8; see `gpt.tokenizer.ByteTokenizer`.
 
     Whatever cannot be had raises UserError.
     """
@@ -57,19 +59,20 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0) -> Text:
             return _pydoc()
         case "ab":
             return _ab_strings(block_size + 1, seed)
-    return _read_file(source)
+    return _read_file(source, "surrogateescape" if any_bytes else "strict")
 
 
-def _read_file(source: str) -> Text:
+def _read_file(source: str, errors: str) -> Text:
     try:
-        text = Path(source).read_bytes().decode().removeprefix("\ufeff")
+        text = Path(source).read_bytes().decode("utf-8", errors).removeprefix("\ufeff")
     except OSError as error:
         raise UserError(
             f"cannot read {source}: {error.strerror or error}; give a UTF-8 file, shakespeare, pydoc or ab"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{source} is not UTF-8 text (see the byte at offset {error.start}); convert it to UTF-8 first"
+            f"{source} is not UTF-8 text (see the byte at offset {error.start}); convert it to UTF-8 first, "
+            "or take its bytes as they are with --tokenizer byte"
         ) from error
     if not text:
         raise UserError(f"{source} is empty; --data needs a file with text to train on")
@@ -215,7 +218,7 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 
     def make_split(part: str, characters: str) -> Split:
-        tokens = tokenizer.encode(characters).astype(dtype)
+        tokens = tokenizer.encode(characters, dtype)
         if len(tokens) <= block_size:
             raise UserError(
                 f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
@@ -225,8 +228,9 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
 
     train = make_split("training", text.text[:boundary])
     val = make_split("validation", text.text[boundary:])
-    fingerprint = hashlib.sha256(f"{boundary}\n{text.text}".encode()).hexdigest()
-    return Dataset(train, val, tokenizer, fingerprint, text.name)
+    digest = hashlib.sha256(f"{boundary}\n".encode())
+    digest.update(text.text.encode("utf-8", "surrogateescape"))
+    return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
 
 
 def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:

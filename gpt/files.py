@@ -8,7 +8,7 @@ from gpt.errors import UserError
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
-    """Replace `path` by bytes, or by a str as UTF-8 with its newlines kept.
+    """Replace `path` by bytes, or by a str as UTF-8 with its newlines, and the bytes of "surrogateescape", kept.
 
     The content goes to `.NAME.PID.tmp` in the same folder, reaches the disk, and is renamed. On any failure,
     Ctrl-C included, the temporary file is removed and the old one stays; an OSError becomes a UserError.
@@ -23,7 +23,7 @@ def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
             temporary.replace(target)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorlite as tl
+from gpt.advice import argument, as_option
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
-from gpt.config import Config
+from gpt.config import Config, GPTConfig
 from gpt.cpu_trainer import CPUTrainer
 from gpt.data import Dataset, Text, load_text, make_dataset, optima
 from gpt.device import Device
@@ -16,12 +17,14 @@ from gpt.generate import default_prompt, stream_text
 from gpt.interrupt import interrupt_on_terminate
 from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
+from gpt.memory import check_memory, memory_explained
 from gpt.model import build_model
 from gpt.run import RunFolder
-from gpt.tokenizer import make_tokenizer
+from gpt.tokenizer import make_tokenizer, readable
 from gpt.trainer import Trainer
 
 SAMPLE_TOKENS = 500
+FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
 
 
 @dataclass
@@ -37,6 +40,12 @@ class Session:
 
     def run(self) -> int:
         """Train, sample, and return the exit status."""
+        text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
+        fixed = FIXED | {"data"} if self.checkpoint else set()
+        with memory_explained(self.config, self.device.backend == "numpy", text, fixed):
+            return self._run()
+
+    def _run(self) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         interrupt_on_terminate()
         with self._trainer() as trainer:
@@ -45,11 +54,12 @@ class Session:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
             if not finished:
-                again = f"python train.py --resume --out {self.folder.path}{self.device.options()}"
+                again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
                 print(f"stopped and saved after step {trainer.step}; go on with: {again}")
                 return 0
             self._sample()
-        print(f"best val loss {progress.best_val_loss:.4f}; more text: python sample.py --model {self.folder.path}")
+        more = f"python sample.py {argument('--model', self.folder.path)}"
+        print(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
         return 0
 
     def _trainer(self) -> Trainer:
@@ -80,7 +90,7 @@ class Session:
         pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
         text = prompt + "".join(piece for (piece,) in pieces)
         atomic_write(self.folder.sample, text + "\n")
-        print(f"--- sample ---\n{text.strip()}\n--------------")
+        print(f"--- sample ---\n{readable(text).strip()}\n--------------")
 
 
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
@@ -105,9 +115,9 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
     config = old.updated(options)
-    for key in (*vars(config.gpt), "tokenizer", "val_fraction"):
-        if config.to_dict().get(key) != old.to_dict().get(key) and key != "dropout":
-            raise UserError(f"--{key.replace('_', '-')} cannot change on --resume: start a new run for it")
+    for key in sorted(FIXED):
+        if config.to_dict().get(key) != old.to_dict().get(key):
+            raise UserError(f"{as_option(key)} cannot change on --resume: start a new run for it")
     text = _load_text(config)
     try:
         dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
@@ -123,23 +133,10 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     return Session(config, dataset, device.place(checkpoint.build_model()), folder, device, checkpoint)
 
 
-def check_memory(config: Config, backend: tl.Backend) -> None:
-    """UserError if the parameters, gradients, moments and tokens alone cannot fit the backend's memory."""
-    gpt, train = config.gpt, config.train
-    parameters = gpt.vocab_size**2 if train.model == "bigram" else gpt.num_parameters()
-    tokens = train.batch_size * train.gradient_accumulation_steps * gpt.block_size
-    needed = 16 * (parameters + tokens)  # value, gradient and two moments of 4 bytes; input and target of 8
-    memory = backend.memory_size()
-    if memory is not None and needed > memory:
-        where = "this machine" if backend.name == "numpy" else "the GPU"
-        raise UserError(
-            f"{parameters:,} parameters and {tokens:,} tokens per step need {needed >> 30:,} GiB and {where}"
-            f" has {memory >> 30:,}: lower --n-layer, --n-embd, --block-size or --batch-size"
-        )
-
-
 def _load_text(config: Config) -> Text:
-    text = load_text(config.train.data, block_size=config.gpt.block_size, seed=config.train.seed)
+    train = config.train
+    any_bytes = train.tokenizer == "byte"
+    text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
     if text.note:
         print(text.note)
     return text

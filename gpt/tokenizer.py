@@ -1,4 +1,4 @@
-"""Text to integer tokens and back: the characters of a text, or the bytes of UTF-8."""
+"""Text to integer tokens and back: the characters of a text, or the bytes of anything."""
 
 import codecs
 import reprlib
@@ -33,8 +33,8 @@ class CharTokenizer:
         """Whether there is a token for it."""
         return character in self.symbols
 
-    def encode(self, text: str) -> np.ndarray:
-        """int64 tokens, one per code point of `text`; UserError lists the characters without a token."""
+    def encode(self, text: str, dtype=np.int64) -> np.ndarray:
+        """Tokens, one per code point of `text`; UserError lists the characters without a token."""
         points = _code_points(text)
         tokens = np.searchsorted(self._points, points)
         unknown = points[self._points.take(tokens, mode="clip") != points]
@@ -46,7 +46,7 @@ class CharTokenizer:
                 f"{', '.join(characters[:MAX_LISTED])}{more}; "
                 "leave them out, or train a model on text that has them or with --tokenizer byte"
             )
-        return tokens.astype(np.int64, copy=False)
+        return tokens.astype(dtype, copy=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of tokens `ids`."""
@@ -62,7 +62,11 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """One token per byte of the UTF-8 encoding: 256 symbols for any text in any language."""
+    """One token per byte: 256 symbols for any text in any language, as UTF-8, and for what is no text at all.
+
+    A byte that is no UTF-8 is in a str the lone surrogate that Python's "surrogateescape" makes of it, so that every
+    byte comes back; `readable` is for showing such a str.
+    """
 
     kind = "byte"
     vocab_size = 256
@@ -71,17 +75,17 @@ class ByteTokenizer:
         """True: every character has its bytes."""
         return True
 
-    def encode(self, text: str) -> np.ndarray:
-        """int64 tokens, one per UTF-8 byte of `text`."""
-        return np.frombuffer(_encode(text, "utf-8"), dtype=np.uint8).astype(np.int64)
+    def encode(self, text: str, dtype=np.int64) -> np.ndarray:
+        """Tokens, one per UTF-8 byte of `text`."""
+        return np.frombuffer(_encode(text, "utf-8", "surrogateescape"), dtype=np.uint8).astype(dtype, copy=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of tokens `ids`, with U+FFFD where they are not UTF-8."""
+        """The text of tokens `ids`."""
         return self.stream_decoder()(ids, final=True)
 
     def stream_decoder(self) -> Callable[..., str]:
         """decode(ids, final=False) -> the text that has become complete; `final` gives the rest."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         return lambda ids, final=False: decoder.decode(bytes(np.asarray(ids).ravel().tolist()), final)
 
     def to_dict(self) -> dict:
@@ -90,6 +94,11 @@ class ByteTokenizer:
 
 
 Tokenizer = CharTokenizer | ByteTokenizer
+
+
+def readable(text: str) -> str:
+    """`text` with U+FFFD for bytes that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def make_tokenizer(kind: str, text: str) -> Tokenizer:
@@ -122,12 +131,14 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(_encode(text, "utf-32-le"), dtype="<u4")
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: str, encoding: str, errors: str = "strict") -> bytes:
     """`text` in a Unicode `encoding`, which lone surrogates do not have."""
     try:
-        return text.encode(encoding)
+        return text.encode(encoding, errors)
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = f"byte 0x{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
         raise UserError(
-            f"the text has the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
-            "which usually comes from input that was not UTF-8; give the text as UTF-8"
+            f"the text is not UTF-8, for it has the {what} at position {error.start}: convert it to UTF-8, "
+            "or train a model with --tokenizer byte, which takes any bytes"
         ) from error

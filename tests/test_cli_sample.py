@@ -38,7 +38,7 @@ def sample(cwd, monkeypatch, capsys):
     def call(*args, status: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main, script.MEMORY_OPTIONS)
+            run_script(script.main, script.MEMORY_ADVICE)
         out, err = capsys.readouterr()
         assert stop.value.code == status, err
         if status == 0:
@@ -92,6 +92,18 @@ def test_prompt_from_an_option_a_file_or_standard_input_is_continued(cwd):
     assert by_option.stderr == told
 
 
+@pytest.mark.parametrize("prompt", ["-- drop_table a_b", "-", "-1_0", "---x_y", "-h is_it", "a\n--b_c"])
+def test_a_prompt_is_never_rewritten_nor_taken_for_an_option(prompt):
+    for args in (["--prompt", prompt], [f"--prompt={prompt}"], [f"--prompt=--seed={prompt}"]):
+        parsed, words = script.build_parser().parse_known_args([*args, "--top_k=3", "--max_new_tokens", "5"])
+        assert (parsed.prompt, parsed.top_k, parsed.max_new_tokens, words) == (
+            args[-1].removeprefix("--prompt="),
+            3,
+            5,
+            [],
+        )
+
+
 def test_without_a_prompt_it_starts_on_a_new_line(sample):
     assert len(sample()) == 1 + 500 + 1
     assert sample().startswith("\n")
@@ -105,26 +117,53 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
     ("args", "said"),
     [
         (["--prompt", "Zoë's ☃"], "characters that are not in the model's vocabulary of 24: \"'\", 'Z', 'ë', '☃'"),
-        (["--prompt", ""], "the prompt is empty: give at least one character, or no prompt at all"),
+        (["--prompt", ""], "--prompt cannot be '': give another value, or leave --prompt out (see --help)"),
+        (["--out="], "--out cannot be '': give another value, or leave --out out"),
+        (["--prompt", "--"], "--prompt cannot be '--': give another value"),
+        (["--prompt", "-x"], "--prompt needs a value after it; if that is -x, write --prompt=-x (see --help)"),
+        (["--prompt", "--top_k", "3"], "if that is --top_k, write --prompt=--top_k"),
+        (["--out", "--x_y"], "--out needs a value after it; if that is --x_y, write --out=--x_y"),
+        (["--prompt", "--a=b c"], "write --prompt='--a=b c'"),
+        (["--prompt"], "--prompt needs a value after it (see --help)"),
         (["--prompt-file", "empty.txt"], "the prompt is empty"),
         (["--prompt-file", "missing.txt"], "cannot read the prompt missing.txt: No such file or directory"),
         (["--prompt-file", "runs"], "cannot read the prompt runs: Is a directory"),
-        (["--prompt-file", "latin1.txt"], "the prompt is not UTF-8 (byte 3): convert it first"),
+        (["--prompt-file", "latin1.txt"], "the text is not UTF-8, for it has the byte 0xE9 at position 3: convert it"),
         (["--prompt", "9", "--prompt-file", "text.txt"], "argument --prompt-file: not allowed with argument --prompt"),
         (["--prompt", "9", "-"], "argument -: not allowed with argument --prompt"),
-        (["9"], "argument -: invalid choice: '9'"),
+        (["9"], "expected options, or - for standard input: write --prompt 9"),
+        (["9 is", "the"], "write --prompt '9 is the'"),
+        (["--seed=1", "-- 9"], "write --prompt='-- 9'"),
+        (["runs"], "write --model runs"),
         (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
         (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
         (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
         (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
         (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),
-        (["--num-samples=0"], "--num-samples must be at least 1, got 0"),
+        (["--num-samples=0"], "--num-samples must be from 1 to 2**31 - 1, got 0"),
+        ([f"--num-samples={10**30}"], "--num-samples must be from 1 to 2**31 - 1, got 1000"),
+        (
+            ["--prompt", r"\n9 'is"],
+            r"the model knows no backslash: for a new line write --prompt $'\n9 \'is'",
+        ),
         (["--max-new-tokens=-1"], "--max-new-tokens must be 0 or more, got -1"),
-        (["--max-new-tokens=ten"], "argument --max-new-tokens: invalid int value: 'ten' (see --help)"),
+        (["--max-new-tokens=ten"], "argument --max-new-tokens: expected a whole number such as 1000, got 'ten'"),
+        (["--seed=1e3"], "argument --seed: expected a whole number such as 1000, got '1e3' (see --help)"),
+        (["--temperature=hot"], "argument --temperature: expected a number such as 0.5 or 1e-3, got 'hot'"),
         (["--seed=-1"], "--seed must be from 0 to 2**63 - 1, got -1"),
         ([f"--seed={2**63}"], "--seed must be from 0 to 2**63 - 1, got "),
-        (["--temp=1"], "unrecognized arguments: --temp=1"),
+        (["--temp=1"], "unknown option --temp; did you mean --temperature? (see --help)"),
+        (["--max_token=1"], "unknown option --max_token; did you mean --max-new-tokens?"),
+        (["--start=9"], "unknown option --start; did you mean --prompt?"),
+        (
+            ["--out_dir=runs"],
+            "unknown option --out_dir: a run's folder is --out for train.py and --model for sample.py",
+        ),
+        (["--init_from=resume"], "sample.py --model names one"),
+        (["--device=cuda"], "unknown option --device: --backend cupy computes on a GPU"),
+        (["--compile=False"], "unknown option --compile: leave it out: there is nothing to compile"),
+        (["--wholly-unknown"], "unknown option --wholly-unknown (see --help)"),
         (["--out=missing/out.txt"], "cannot write missing/out.txt: give a file name in a folder that exists"),
         (["--out=runs"], "cannot write runs: give a file name in a folder that exists"),
         (["--model=missing"], "there is no checkpoint missing"),
@@ -148,6 +187,12 @@ def test_prompt_that_is_not_utf8(cwd):
         assert b"UTF-8" in done.stderr.splitlines()[-1]
         assert b"Traceback" not in done.stderr
         assert done.stdout == b""
+
+
+def test_a_model_that_knows_the_backslash_takes_it(cwd, sample):
+    (cwd / "paths.txt").write_text("C:\\new\\text\n" * 60)
+    train(cwd, "--data=paths.txt", "--max-iters=1", "--out=paths")
+    assert sample("--model=paths", r"--prompt=\new", "--max-new-tokens=0") == "\\new\n"
 
 
 # --- which model ---
@@ -205,13 +250,23 @@ def test_out_holds_the_text_and_nothing_else(cwd, sample, count):
     assert set(cwd.iterdir()) - before == {cwd / "out.txt"}
 
 
-def test_bytes_that_are_no_text_are_written_all_the_same(cwd):
+def test_a_byte_model_takes_and_writes_any_bytes(cwd):
+    """A text loses the mark and the last line end, as everywhere; what is no text loses nothing."""
     train(cwd, "--tokenizer=byte", "--max-iters=1", "--out=bytes")
-    options = ["--model=bytes", "--prompt", "日本", "--temperature=5", "--out=out.txt"]
-    done = run("sample.py", *options, cwd=cwd, encoding=None)
-    assert done.stdout.startswith("日本".encode())
-    assert "\ufffd".encode() in done.stdout
-    assert (cwd / "out.txt").read_bytes() == done.stdout
+    text, binary = "日本\n".encode(), b"\xef\xbb\xbf\xff\0\r\n"
+    for prompt, kept in ((text, text[:-1]), (b"\xef\xbb\xbf" + text, text[:-1]), (binary, binary)):
+        (cwd / "prompt").write_bytes(prompt)
+        options = ["--model=bytes", "--temperature=5", "--max-new-tokens=200", "--num-samples=2", "--out=out"]
+        done = run("sample.py", *options, "--prompt-file=prompt", cwd=cwd, encoding=None)
+        written = (cwd / "out").read_bytes()
+        first, second = written.split(SEPARATOR.encode())
+        assert first.startswith(kept)
+        assert (len(first), len(second)) == (len(kept) + 200, len(kept) + 200 + 1)
+        assert "\ufffd" in written.decode(errors="replace")
+        assert done.stdout == written.decode(errors="replace").encode()
+    assert run("sample.py", *options, "-", cwd=cwd, encoding=None, input=binary).stdout == done.stdout
+    shown = run("sample.py", "--model=bytes", b"--prompt=a\xff", "--max-new-tokens=0", cwd=cwd).stdout
+    assert shown == "a\ufffd\n"
 
 
 # --- the output ---

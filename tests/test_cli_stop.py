@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -58,6 +59,39 @@ def test_interrupt_saves_and_says_how_to_go_on(cwd, number):
     step = int(AGAIN.search(out)[1])
     assert load_checkpoint(cwd / "run/last.safetensors").progress.step == step >= 40
     assert_as_if_undisturbed(cwd, step)
+
+
+def test_printed_commands_can_be_pasted(cwd):
+    (cwd / "text.txt").write_text(TEXT)
+    with start("train.py", *LONG, "--out=-it's my run", cwd=cwd) as process:
+        wait_for(process, "step 20:")
+        process.send_signal(signal.SIGINT)
+        step, again = re.search(r"after step (\d+); go on with: python train.py (.*)", process.stdout.read()).groups()
+    out = run("train.py", *shlex.split(again), f"--max-iters={int(step) + 1}", cwd=cwd).stdout
+    more = re.search(r"more text: python sample.py (.*)", out)[1]
+    assert "-it's my run/" in run("sample.py", *shlex.split(more), "--max-new-tokens=1", cwd=cwd).stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+@pytest.mark.parametrize("module", ["argparse", "difflib", "threadpoolctl"])  # the last is imported by main
+def test_interrupt_while_modules_are_imported(cwd, script, module):
+    (cwd / f"{module}.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    threadpool_limits = None\n"
+        "except KeyboardInterrupt:\n    raise ImportError('as NumPy would tell it')\n"
+    )
+    done = run(script, cwd=cwd, env={"PYTHONPATH": str(cwd)}, status=130)
+    assert (done.stdout, done.stderr) == ("", f"{script}: interrupted\n")
+
+
+def test_a_background_job_ignores_interrupts(cwd):
+    with start_long(cwd, shell="trap '' INT; exec \"$@\"") as process:
+        for line in ("run: run", "step 20:"):
+            wait_for(process, line)
+            process.send_signal(signal.SIGINT)
+        wait_for(process, "step 40:")
+        process.terminate()
+        assert AGAIN.search(process.stdout.read())
 
 
 def test_two_processes_in_one_folder(cwd):

@@ -18,10 +18,13 @@ import gpt.data
 import gpt.loop
 import gpt.report
 import train as script
+from gpt.advice import FOREIGN, as_option
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.cli import run_script
 from gpt.config import PRESETS, idle_keys, load_preset, option_fields
+from gpt.errors import UserError
 from gpt.report import Reporter
+from sample import build_parser
 
 HUGE = 10**15
 pytestmark = pytest.mark.usefixtures("cwd")
@@ -32,7 +35,7 @@ def main(*args, capsys) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            run_script(script.main, script.MEMORY_OPTIONS)
+            run_script(script.main, script.MEMORY_ADVICE)
     return stop.value.code, *capsys.readouterr()
 
 
@@ -73,13 +76,40 @@ def test_underscores_and_negated_flags():
     assert args.preset == "bigram"
 
 
+def test_an_option_given_again_counts():
+    assert script.parse_arguments(["--max-iters=3", "--bias", "--no-bias", "--max_iters", "4"]).max_iters == 4
+
+
+NANOGPT = "eval_interval eval_iters batch_size block_size gradient_accumulation_steps n_layer n_head n_embd dropout"
+NANOGPT += " learning_rate max_iters weight_decay beta1 beta2 grad_clip warmup_iters lr_decay_iters min_lr bias dtype"
+NANOGPT += " backend out_dir log_interval eval_only always_save_checkpoint init_from wandb_log wandb_project"
+NANOGPT += " wandb_run_name dataset decay_lr device compile seed"
+
+
+@pytest.mark.parametrize("name", NANOGPT.split())
+def test_nanogpts_options_are_ours_or_answered(name):
+    ours = name in vars(script.build_parser({}).parse_args([])) or name in option_fields()
+    if not ours:
+        with pytest.raises(UserError, match=rf"^unknown option --{name}(: |; did you mean )"):
+            script.parse_arguments([f"--{name}=x"])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_advised_exists(name):
+    """Options in the sentences, and the names that stand for another."""
+    known = {*build_parser()._option_string_actions, *script.build_parser({})._option_string_actions}
+    assert set(re.findall(r"--[\w-]+", FOREIGN[name])) <= known
+    assert " " in FOREIGN[name] or as_option(FOREIGN[name]) in known
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         ("--data empty.txt", "empty.txt is empty"),
         ("--data missing.txt", "cannot read missing.txt: No such file or directory"),
         ("--data folder", "cannot read folder: Is a directory"),
-        ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first"),
+        ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first, "
+         "or take its bytes as they are with --tokenizer byte"),
         ("--data short.txt", "use a smaller --block-size, a larger file or another --val-fraction"),
         (f"--block-size {HUGE}", "smaller --block-size"),
         ("--data shakespeare", "cannot download tinyshakespeare"),
@@ -87,8 +117,12 @@ def test_underscores_and_negated_flags():
         ("--seed -1", "seed must be at least 0, got -1"),
         (f"--seed {2**63}", f"seed must be at most {2**63 - 1}, got {2**63}"),
         ("--max-iters -1", "max_iters must be at least 0, got -1"),
-        ("--max-iters 1e3", "argument --max-iters: invalid int value: '1e3' (see --help)"),
-        ("--max-iters", "argument --max-iters: expected one argument (see --help)"),
+        ("--max-iters 1e3", "argument --max-iters: expected a whole number such as 1000, got '1e3' (see --help)"),
+        (f"--max-iters {'9' * 5000}", "argument --max-iters: expected a whole number such as 1000, got '999999"),
+        ("--max-iters", "--max-iters needs a value after it (see --help)"),
+        ("--data --my_book", "--data needs a value after it; if that is --my_book, write --data=--my_book"),
+        ("--data=", "--data cannot be '': give another value, or leave --data out"),
+        ("--learning-rate 1/3", "argument --learning-rate: expected a number such as 0.5 or 1e-3, got '1/3'"),
         ("--learning-rate nan", "learning_rate must be finite, got nan"),
         ("--learning-rate -0.5", "learning_rate must be at least 0.0, got -0.5"),
         ("--learning-rate 1e999", "learning_rate must be finite, got inf"),
@@ -98,10 +132,10 @@ def test_underscores_and_negated_flags():
         ("--tokenizer bpe", "tokenizer must be one of char, byte, got 'bpe'"),
         ("--val-fraction 0", "val_fraction must be at least 0.001, got 0.0"),
         ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
-        (f"--n-embd {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--n-layer {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--batch-size {HUGE}", "lower --n-layer, --n-embd, --block-size or --batch-size"),
-        (f"--gradient-accumulation-steps {HUGE}", "tokens per step need"),
+        (f"--n-embd {HUGE}", ": lower --n-embd\n"),
+        (f"--n-layer {HUGE}", ": lower --n-embd or --n-layer\n"),
+        (f"--batch-size {HUGE}", ": lower --batch-size or --block-size\n"),
+        (f"--gradient-accumulation-steps {HUGE}", "lower --batch-size or --gradient-accumulation-steps or --block"),
         (f"--n-embd {10**200}", "n_embd must be less than 2**63, got a larger number"),
         ("--backend cupy", "python -m tensorlite.doctor says what to install"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
@@ -112,14 +146,38 @@ def test_underscores_and_negated_flags():
         ("--resume", "there is no run in"),
         ("--resume --out folder", "there is nothing to resume in folder: it has no last.safetensors"),
         ("--resume --overwrite --out folder", "argument --overwrite: not allowed with argument --resume"),
-        ("--n-lay 2", "unrecognized arguments: --n-lay"),
-        ("--lr 1e-3", "unrecognized arguments: --lr"),
-        ("--vocab-size 9", "unrecognized arguments: --vocab-size"),
-        ("bigram nanogpt-cpu", "unrecognized arguments: nanogpt-cpu"),
+        ("--n-lay 2", "unknown option --n-lay; did you mean --n-layer? (see --help)"),
+        ("--learning-rat 1", "unknown option --learning-rat; did you mean --learning-rate?"),
+        ("--block-sise 8", "unknown option --block-sise; did you mean --block-size?"),
+        ("--bacth_size=8", "unknown option --bacth_size; did you mean --batch-size?"),
+        ("-batch-size 8", "unknown option -batch-size; did you mean --batch-size?"),
+        ("--num_layers 8", "unknown option --num_layers; did you mean --n-layer?"),
+        ("--lr 1e-3", "unknown option --lr; did you mean --learning-rate?"),
+        ("--dataset=x", "unknown option --dataset; did you mean --data?"),
+        ("--epochs 3", "unknown option --epochs; did you mean --max-iters?"),
+        ("--out_dir=x", "unknown option --out_dir: a run's folder is --out for train.py"),
+        ("--init_from=resume", "unknown option --init_from: train.py --resume goes on with a run"),
+        ("--device=cuda", "unknown option --device: --backend cupy computes on a GPU"),
+        ("--compile", "unknown option --compile: leave it out: there is nothing to compile"),
+        ("--wandb_log=True", "unknown option --wandb_log: leave it out: log.jsonl"),
+        ("--vocab-size 9", "unknown option --vocab-size: leave it out: it comes from the tokenizer"),
+        ("--model bigram", "unknown option --model: a model comes with its preset"),
+        ("--wholly-unknown 3", "unknown option --wholly-unknown (see --help)"),
+        ("--bias=False", "--bias takes no value: write --bias or --no-bias (see --help)"),
+        ("--bias True", "--bias takes no value: write --bias or --no-bias"),
+        ("--no_tf32=1", "--no-tf32 takes no value: write --tf32 or --no-tf32"),
+        ("--resume=yes", "--resume takes no value: write --resume"),
+        ("bigram nanogpt-cpu", "expected one preset, got bigram and nanogpt-cpu: leave one out"),
+        ("bigram book.txt", "unknown preset 'book.txt': to train on a text write --data book.txt"),
+        ("short.txt", "unknown preset 'short.txt': to train on a text write --data short.txt"),
         ("gpt2", "unknown preset 'gpt2': expected one of little-shakespeare, bigram, "),
+        ("shakespeare_char", "unknown preset 'shakespeare_char': did you mean shakespeare-char?"),
+        ("config/train_shakespeare_char.py", "did you mean shakespeare-char?"),
+        ("config/train_gpt2.py", "unknown preset 'config/train_gpt2.py': expected one of little-shakespeare, "),
         ("missing.toml", "cannot read the preset missing.toml: No such file or directory"),
         ("latin1.toml", "cannot read the preset latin1.toml: 'utf-8' codec can't decode"),
         ("broken.toml", "broken.toml is not a valid TOML file: "),
+        ("nanogpt.toml", "nanogpt.toml: unknown key 'out_dir': a run's folder is --out for train.py"),
         ("typo.toml", "typo.toml: unknown key 'n_heads'; did you mean 'n_head'?"),
         ("wrong.toml", "wrong.toml: n_layer must be of type int, got '4'"),
         ("bigram", "--n-layer has no effect on a bigram table: leave it out"),
@@ -129,6 +187,7 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     for name, content in {
         "text.txt": TEXT.encode(), "empty.txt": b"", "latin1.txt": b"caf\xe9" * 100, "short.txt": b"to be or not",
         "latin1.toml": b'data = "\xe9"', "broken.toml": b"n_layer = ", "typo.toml": b"n_heads = 2",
+        "nanogpt.toml": b"n_layer = 2\nout_dir = 'out'\n",
         "wrong.toml": b'n_layer = "4"', "folder/holiday.jpg": b"",
     }.items():  # fmt: skip
         (cwd / name).parent.mkdir(exist_ok=True)
@@ -201,6 +260,16 @@ def test_built_in_texts_without_a_network(cwd, data, first):
     assert f"model: bigram, {symbols**2:,} parameters" in out
     config = load_preset("runs/bigram/config.toml")
     assert (config.train.model, config.train.data) == ("bigram", data or "pydoc")
+
+
+def test_any_file_trains_and_resumes_as_bytes(cwd):
+    (cwd / "song.mid").write_bytes(bytes(range(256)) * 20)
+    options = ["--tokenizer=byte", "--data=song.mid", "--out=run"]
+    train(cwd, *options, "--max-iters=1")
+    assert "--- sample ---" in run("train.py", "--resume", "--out=run", "--max-iters=2", cwd=cwd).stdout
+    sample = (cwd / "run/sample.txt").read_bytes()
+    assert len(sample) == 1 + 500 + 1  # every byte, though they are no text
+    assert "\ufffd" in sample.decode(errors="replace")
 
 
 # --- resuming ---

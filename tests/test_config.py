@@ -129,7 +129,12 @@ def test_a_preset_there_is_not_is_explained():
     ("values", "message"),
     [
         ({"n_layr": 3}, "unknown key 'n_layr'; did you mean 'n_layer'?"),
-        ({"lr": 1e-3}, f"unknown key 'lr'; the keys are {', '.join(option_fields())}"),
+        ({"zzz": 1e-3}, f"unknown key 'zzz'; the keys are {', '.join(option_fields())}"),
+        ({"lr": 1e-3}, "unknown key 'lr'; did you mean 'learning_rate'?"),
+        ({"dataset": "x"}, "unknown key 'dataset'; did you mean 'data'?"),
+        ({"device": "cpu"}, "unknown key 'device': --backend cupy computes on a GPU, --backend numpy on the CPU"),
+        ({"dtype": "bfloat16"}, "unknown key 'dtype': it is the option --dtype of train.py"),
+        ({"compile": False}, "unknown key 'compile': leave it out: there is nothing to compile"),
         ({"n_layer": "3"}, "n_layer must be of type int, got '3'"),
         ({"n_layer": 3.0}, "n_layer must be of type int, got 3.0"),
         ({"n_layer": True}, "n_layer must be of type int, got True"),

@@ -50,7 +50,7 @@ def test_file_is_read_exactly(tmp_path, monkeypatch, raw, text):
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
         (b"\xff\xfea\0", "not UTF-8.*offset 0"),
-        (b"\xef\xbb\xbfab\xe9c", "not UTF-8.*offset 5.*convert"),
+        (b"\xef\xbb\xbfab\xe9c", "not UTF-8.*offset 5.*convert.*--tokenizer byte"),
         (b"ab\xed\xa0\x80", "not UTF-8.*offset 2"),
         (b"abc\xc3", "not UTF-8.*offset 3"),
     ],
@@ -60,6 +60,22 @@ def test_unusable_file_is_explained(tmp_path, raw, said):
     (tmp_path / "my.txt").write_bytes(raw)
     with pytest.raises(UserError, match=rf"my\.txt is {said}"):
         load_text(str(tmp_path / "my.txt"), block_size=8)
+
+
+@pytest.mark.parametrize("raw", [bytes(range(256)) * 3, "née".encode("utf-16"), b"caf\xe9\r\n" * 9, b"abc\xc3"])
+def test_any_file_is_its_bytes(tmp_path, raw):
+    (tmp_path / "song.mid").write_bytes(raw)
+    text = load_text(str(tmp_path / "song.mid"), block_size=1, any_bytes=True)
+    data = dataset(text, "byte", block_size=1, val_fraction=0.4)
+    assert data.train.tokens.tobytes() + data.val.tokens.tobytes() == raw
+    assert data.train.tokens.dtype == np.uint8
+    assert dataset(text, "byte", block_size=1, val_fraction=0.4).fingerprint == data.fingerprint
+
+
+def test_a_text_is_the_same_text_though_any_bytes_would_do(tmp_path):
+    (tmp_path / "my.txt").write_bytes("\ufeffnaïve\r\n😀".encode())
+    strict, lax = (load_text(str(tmp_path / "my.txt"), block_size=1, any_bytes=lax) for lax in (False, True))
+    assert strict == lax
 
 
 @pytest.mark.parametrize("source", ["none.txt", ".", ""])

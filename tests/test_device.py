@@ -77,7 +77,7 @@ def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, st
             make = getattr(RunFolder, name)
             patch.setattr(RunFolder, name, lambda *args, make=make: folders.append(make(*args)) or folders[-1])
         with pytest.raises(SystemExit) as exit_info:
-            run_script(script.main, script.MEMORY_OPTIONS)
+            run_script(script.main, script.MEMORY_ADVICE)
     for folder in folders:
         folder._lock_file.close()
     return exit_info.value.code, *capsys.readouterr()
@@ -161,8 +161,7 @@ def test_too_little_memory_is_one_sentence(device, cwd, monkeypatch, capsys):
     assert status == 2
     assert err == (
         "train: error: out of memory (Out of memory allocating 1,234 bytes (allocated so far: 99 bytes); 1.0 of the "
-        "GPU's 16.0 GiB are free): lower --batch-size (and raise --gradient-accumulation-steps), --block-size or "
-        "--n-embd\n"
+        "GPU's 16.0 GiB are free): lower --batch-size or --block-size, or take a smaller --data\n"
     )
 
 

@@ -1,12 +1,13 @@
 """Tokenizers: exact round trips, streaming, saving, and errors that name the characters."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from gpt.errors import UserError
-from gpt.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer, make_tokenizer, tokenizer_from_dict
+from gpt.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer, make_tokenizer, readable, tokenizer_from_dict
 
 TEXTS = {
     "plain": "First Citizen:\nBefore we proceed",
@@ -66,11 +67,18 @@ def test_byte_stream_holds_back_an_incomplete_character():
     assert decode([0x98]) == ""
     assert decode([0x80]) == "😀"
     assert decode([0xC3]) == ""
-    assert decode([], final=True) == "\ufffd"
+    assert readable(decode([], final=True)) == "\ufffd"
 
 
-def test_bytes_that_are_no_text_are_replaced():
-    assert ByteTokenizer().decode([0x61, 0xFF, 0x62, 0xC3]) == "a\ufffdb\ufffd"
+@pytest.mark.parametrize(
+    "raw", [bytes(range(256)), b"a\xffb\xc3", b"\xff\xfea\0b\0", "é".encode() + b"\xe9\xa9", b"\xed\xa0\x80"]
+)
+def test_bytes_that_are_no_text_come_back_and_can_be_shown(raw):
+    tokenizer = ByteTokenizer()
+    decode = tokenizer.stream_decoder()
+    for text in (tokenizer.decode([*raw]), "".join(map(decode, [[byte] for byte in raw])) + decode([], final=True)):
+        assert tokenizer.encode(text, np.uint8).tobytes() == raw
+        assert readable(text) == raw.decode(errors="replace")
 
 
 def test_decode_refuses_tokens_outside_the_vocabulary():
@@ -103,13 +111,17 @@ def test_unknown_characters_are_listed(text, said, unsaid):
 
 
 @pytest.mark.parametrize(
-    "use",
-    [CharTokenizer.from_text, CharTokenizer("ab").encode, ByteTokenizer().encode],
-    ids=["vocabulary", "char", "byte"],
+    ("use", "text", "what"),
+    [
+        (CharTokenizer.from_text, "caf\udce9", "byte 0xE9"),
+        (CharTokenizer("ab").encode, "caf\udce9", "byte 0xE9"),
+        (CharTokenizer("ab").encode, "caf\ud800", "lone surrogate U+D800"),
+        (ByteTokenizer().encode, "caf\udc00", "lone surrogate U+DC00"),
+    ],
 )
-def test_lone_surrogates_are_explained(use):
-    with pytest.raises(UserError, match=r"surrogate U\+DCE9 at position 3.*UTF-8"):
-        use("caf\udce9")
+def test_what_is_no_utf8_is_explained(use, text, what):
+    with pytest.raises(UserError, match=f"the text is not UTF-8, for it has the {re.escape(what)} at position 3: conv"):
+        use(text)
 
 
 @pytest.mark.parametrize("symbols", ["", "ba", "aa"])

@@ -52,7 +52,7 @@ def get_backend(name: str) -> Backend:
 def explain_memory_error(error: MemoryError) -> str:
     """What was asked for and, where that is known, what there is."""
     known = (backend.explain_memory_error(error) for backend in _by_name.values())
-    return next(filter(None, known), str(error))
+    return next(filter(None, known), str(error) or "there is no more")
 
 
 def backend_of(*arrays, op: str = "op") -> Backend:
