@@ -36,13 +36,11 @@ class Node:
         node.leaf = weakref.ref(tensor)
         return node
 
-    def follow(self) -> None:
-        """Take over a leaf's shape and dtype as they are now, for its data may have been exchanged for other."""
-        tensor = self.leaf()
-        if tensor is not None and (tensor.data.dtype is not self.dtype or tensor.data.shape != self.shape):
-            if KINDS[tensor.data.dtype] != FLOAT:
-                raise TypeError(f"backward: a leaf's data is now {tensor.data.dtype}, which has no gradient")
-            self.shape, self.dtype = tensor.data.shape, tensor.data.dtype
+    def follow(self, data) -> None:
+        """Take over the shape and dtype of a leaf's data, which was exchanged since."""
+        if KINDS[data.dtype] != FLOAT:
+            raise TypeError(f"backward: a leaf's data is now {data.dtype}, which has no gradient")
+        self.shape, self.dtype = data.shape, data.dtype
 
     @property
     def op(self) -> str:
@@ -133,7 +131,11 @@ def _count_uses(root: Node) -> dict[Node, int]:
     while stack:
         node = stack.pop()
         if node.vjp is None:
-            node.follow()
+            leaf = node.leaf()
+            if leaf is not None:
+                data = leaf.data
+                if data.dtype is not node.dtype or data.shape != node.shape:
+                    node.follow(data)
         elif node.vjp is spent:
             spent(None)
         for parent in node.parents:

@@ -7,7 +7,7 @@ from tensorlite import autograd
 from tensorlite.autograd import Node, mode
 from tensorlite.backends import as_array, backend_of
 from tensorlite.dtypes import FLOAT, KINDS
-from tensorlite.words import FUNCTIONS, explained, unknown
+from tensorlite.words import FUNCTIONS, Foreign, explained
 
 
 class Tensor:
@@ -102,10 +102,8 @@ class Tensor:
         """The same array without its history."""
         return Tensor(self.data)
 
-    def __getattr__(self, name: str):
-        if hasattr(type(self), name):
-            return object.__getattribute__(self, name)  # for the error of the property itself
-        raise unknown("a Tensor", name, FUNCTIONS)
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in FUNCTIONS]
 
     def __getstate__(self) -> tuple:
         """What copy and pickle keep of a leaf. Its node is its own: the copy gets another."""
@@ -159,6 +157,10 @@ class Tensor:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
         how = "" if self.node is None else ", requires_grad=True" if self.is_leaf else f", op={self.node.op}"
         return f"Tensor({body}, dtype={self.dtype}{how})"
+
+
+for _name in FUNCTIONS:
+    setattr(Tensor, _name, Foreign("a Tensor", _name, FUNCTIONS))
 
 
 def record(data, parents: tuple, vjp) -> Tensor:

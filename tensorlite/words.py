@@ -81,6 +81,18 @@ def unknown(owner: str, name: str, words: dict) -> AttributeError:
     return AttributeError(f"{owner} has no {name}" + (f": write {words[name]}" if name in words else ""), name=name)
 
 
+class Foreign:
+    """A name of PyTorch's in a class that has it not. (A `__getattr__` would slow every attribute of its objects.)"""
+
+    __slots__ = ("name", "owner", "words")
+
+    def __init__(self, owner: str, name: str, words: dict):
+        self.owner, self.name, self.words = owner, name, words
+
+    def __get__(self, instance, cls):
+        raise unknown(self.owner, self.name, self.words)
+
+
 def answers(module: str, words: dict):
     """The `__getattr__` of a module, which is asked for names that are not there."""
 

@@ -228,7 +228,7 @@ ANSWERS = [
     ),
     (lambda: torch.optim.Adam([]), AttributeError, "tensorlite.optim has no Adam: write AdamW"),
     (lambda: torch.nothing_like_it, AttributeError, "^tensorlite has no nothing_like_it$"),
-    (lambda: X.nothing_like_it, AttributeError, "^a Tensor has no nothing_like_it$"),
+    (lambda: X.nothing_like_it, AttributeError, "'Tensor' object has no attribute 'nothing_like_it'"),
     (lambda: np.sum(X), TypeError, r"sum: np.sum takes no Tensor: write x.sum\(\), or np.sum\(x.data\)"),
     (lambda: np.mean(X, axis=1), TypeError, "mean: np.mean takes no Tensor"),
     (lambda: X.sum(nothing=1), TypeError, "unexpected keyword argument 'nothing'"),
@@ -242,13 +242,6 @@ def test_pytorchs_words_are_answered_with_ours(call, error, said):
         call()
 
 
-def test_the_error_of_a_property_is_its_own():
-    x = Tensor([1.0])
-    x.data = [1.0]
-    with pytest.raises(AttributeError, match="'list' object has no attribute 'dtype'"):
-        _ = x.dtype
-
-
 def test_no_word_is_answered_that_is_known():
     for place, table in (
         (tensorlite, words.FUNCTIONS),
@@ -257,4 +250,5 @@ def test_no_word_is_answered_that_is_known():
         (nn, words.LAYERS),
         (torch.optim, words.OPTIMIZERS),
     ):
-        assert not {name for name in table if name in dir(place)} - {"functional", "autograd"}
+        assert not {name for name in table if hasattr(place, name)} - {"functional", "autograd"}
+    assert not set(dir(X)) & set(words.FUNCTIONS)

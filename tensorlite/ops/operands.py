@@ -148,6 +148,8 @@ def normalize_axes(axis, ndim: int, op: str, lenient: bool = False) -> tuple[int
 
     lenient: what has no axes may be asked for its axis 0 or -1, as in NumPy and PyTorch.
     """
+    if type(axis) is int and -ndim <= axis < ndim:  # most often, and quicker
+        return (axis % ndim,)
     axes = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     try:
         axes = [index(a) for a in axes]
@@ -166,6 +168,8 @@ def normalize_axes(axis, ndim: int, op: str, lenient: bool = False) -> tuple[int
 
 def one_axis(axis, ndim: int, op: str) -> int | None:
     """The axis in [0, ndim); None is that of a tensor that has none."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return axis % ndim
     if not hasattr(axis, "__index__"):
         raise TypeError(f"{op}: axis must be an int, got {axis!r}")
     axes = normalize_axes(axis, ndim, op, lenient=True)
