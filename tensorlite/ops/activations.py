@@ -27,7 +27,8 @@ def silu(x) -> Tensor:
 
 def _logistic(x):
     xp = backend_of(x).xp
-    return xp.exp(xp.minimum(x, 0)) / (1.0 + xp.exp(-xp.abs(x)))  # neither power overflows
+    y = xp.exp(xp.minimum(x, 0)) / (1.0 + xp.exp(-xp.abs(x)))  # neither power overflows
+    return y.astype(x.dtype, copy=False)
 
 
 def tanh(x) -> Tensor:

@@ -209,7 +209,7 @@ def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's
     x_data = (real_data if float in kinds else data)(x, "clip")
     be, (least, most) = backend_of(x_data), bounds
     try:
-        y = be.xp.clip(x_data, least, most)
+        y = be.xp.clip(x_data, least, most).astype(x_data.dtype, copy=False)
     except (TypeError, OverflowError) as error:
         raise named(error, "clip", x_data, None) from None
 

@@ -74,7 +74,8 @@ def _variance(x, axes, correction: float):
     deviation = x - x[tuple(slice(1) if a in axes else slice(None) for a in range(x.ndim))] if n else x
     deviation = deviation - be.sum(deviation, axes, keepdims=True) * (1.0 / (n or math.nan))
     scale = 1.0 / (n - correction) if n > correction else math.nan
-    return be.sum(deviation * deviation, axes, keepdims=True) * scale, deviation, scale
+    squares = be.sum(deviation * deviation, axes, keepdims=True) * scale
+    return squares.astype(x.dtype, copy=False), deviation, scale
 
 
 @explained
