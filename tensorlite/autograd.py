@@ -152,7 +152,7 @@ def unbroadcast(g, shape: tuple[int, ...], op: str = "unbroadcast"):
     lead = g.ndim - len(shape)
     stretched = [axis for axis, n in enumerate(shape, lead) if n == 1 and lead >= 0 and g.shape[axis] != 1]
     axes = (*range(lead), *stretched)
-    summed = backend_of(g, op=op).sum(g, axes, keepdims=True) if axes else g
+    summed = backend_of(g).sum(g, axes, keepdims=True) if axes else g
     if summed.shape[max(lead, 0) :] != shape:
         raise ValueError(
             f"{op}: the vjp gave a gradient of shape {g.shape} for an input of shape {shape}; "

@@ -26,14 +26,14 @@ def tensor(data, *, dtype=None, requires_grad: bool = False, backend: str | None
 @explained
 def zeros(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """All elements 0."""
-    array = get_backend(backend).xp.zeros(lengths(shape, "zeros"), known(dtype))
+    array = get_backend(backend).xp.zeros(lengths(shape), known(dtype))
     return Tensor(array, requires_grad)
 
 
 @explained
 def ones(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """All elements 1."""
-    array = get_backend(backend).xp.ones(lengths(shape, "ones"), known(dtype))
+    array = get_backend(backend).xp.ones(lengths(shape), known(dtype))
     return Tensor(array, requires_grad)
 
 
@@ -41,8 +41,8 @@ def ones(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "num
 def randn(*shape, dtype=FLOAT32, requires_grad: bool = False, backend: str = "numpy") -> Tensor:
     """Draws from the normal distribution of mean 0 and variance 1: a function of the current `random.scope`, or of
     `manual_seed`, and of how many draws were made in it before; on the host, so that every backend has the same."""
-    drawn = random.next_generator().standard_normal(lengths(shape, "randn"), np.float32)
-    return Tensor(get_backend(backend).asarray(drawn, known_float(dtype, "randn")), requires_grad)
+    drawn = random.next_generator().standard_normal(lengths(shape), np.float32)
+    return Tensor(get_backend(backend).asarray(drawn, known_float(dtype)), requires_grad)
 
 
 @explained
@@ -52,7 +52,7 @@ def arange(start, stop=None, step=1, *, dtype=None, requires_grad: bool = False,
     for name, value in (("start", start), ("stop", stop), ("step", step)):
         number(value, name)
     if not step:
-        raise ValueError("arange: the step must not be 0")
+        raise ValueError("the step must not be 0")
     array = np.arange(start, stop, step)
     default = FLOAT32 if array.dtype.kind == "f" else np.int64
     return Tensor(get_backend(backend).asarray(array, known(dtype or default)), requires_grad)

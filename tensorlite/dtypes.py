@@ -41,10 +41,10 @@ def known(dtype) -> np.dtype:
     return np.dtype(dtype.type)  # NumPy's own one of that name, which ops recognise by identity
 
 
-def known_float(dtype, op: str) -> np.dtype:
+def known_float(dtype) -> np.dtype:
     """As `known`, for an op that takes floating-point dtypes alone."""
     if dtype is not None and np.dtype(dtype).name not in _WIDTHS:
-        raise TypeError(f"{op}: expected a floating-point dtype, got {np.dtype(dtype)}: float32, float64 or bfloat16")
+        raise TypeError(f"expected a floating-point dtype, got {np.dtype(dtype)}: float32, float64 or bfloat16")
     return known(dtype)
 
 

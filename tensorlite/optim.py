@@ -39,17 +39,17 @@ class FlatBuffer:
     def __init__(self, parameters: list[Parameter]):
         self.parameters = _as_list(parameters)
         if not self.parameters:
-            raise ValueError("FlatBuffer: there are no parameters")
+            raise ValueError("there are no parameters")
         for p in self.parameters:
             if not p.requires_grad or not p.is_leaf:
                 what = "an op's result" if p.requires_grad else "a tensor that does not require grad"
-                raise ValueError(f"FlatBuffer: {what} receives no gradient to train it by; leave it out")
+                raise ValueError(f"{what} receives no gradient to train it by; leave it out")
         if len({id(p) for p in self.parameters}) != len(self.parameters):
-            raise ValueError("FlatBuffer: a parameter is given twice")
+            raise ValueError("a parameter is given twice")
         kinds = {str(p.dtype) for p in self.parameters}
         if len(kinds) > 1:
-            raise ValueError(f"FlatBuffer: the parameters must share one dtype, got {', '.join(sorted(kinds))}")
-        self.backend = backend_of(*(p.data for p in self.parameters), op="FlatBuffer")
+            raise ValueError(f"the parameters must share one dtype, got {', '.join(sorted(kinds))}")
+        self.backend = backend_of(*(p.data for p in self.parameters))
         self._bind()
 
     def _bind(self) -> None:
@@ -87,7 +87,7 @@ class FlatBuffer:
         """Make every `.grad` a view of `grad` again, taking over gradients that were put elsewhere (None: zero)."""
         for p, data, view in zip(self.parameters, self.data_views, self.grad_views, strict=True):
             if p.data is not data:
-                raise RuntimeError("FlatBuffer: a parameter was moved; make the optimiser after Module.to, not before")
+                raise RuntimeError("a parameter was moved; make the optimiser after Module.to, not before")
             if p.grad is not view:
                 view[...] = 0 if p.grad is None else p.grad
                 p.grad = view
@@ -102,15 +102,15 @@ class Optimizer:
     moments: tuple[str, ...] = ()
 
     def __init__(self, parameters, lr: float, weight_decay: float):
-        name, groups = type(self).__name__, _as_list(parameters, (Tensor, dict))
+        groups = _as_list(parameters, (Tensor, dict))
         if not any(isinstance(group, dict) for group in groups):
             groups = [{"params": groups}]
         for group in groups:
             if not isinstance(group, dict) or "params" not in group:
-                raise TypeError(f"{name}: expected a list of Parameters, or one of groups that all have params")
+                raise TypeError("expected a list of Parameters, or one of groups that all have params")
         unknown = {key for group in groups for key in group} - {"params", "weight_decay"}
         if unknown:
-            raise ValueError(f"{name}: a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
+            raise ValueError(f"a group sets params and weight_decay only, got {', '.join(sorted(unknown))}")
         groups = [{"weight_decay": weight_decay} | group | {"params": _as_list(group["params"])} for group in groups]
         for group in groups:
             self._check_settings(lr=lr, weight_decay=group["weight_decay"])
@@ -126,7 +126,7 @@ class Optimizer:
         """ValueError for settings at which a step would climb, or make NaN."""
         for name, value in settings.items():
             if not 0 <= value < math.inf:
-                raise ValueError(f"{type(self).__name__}: {name} must be 0 or more, and finite, got {value}")
+                raise ValueError(f"{name} must be 0 or more, and finite, got {value}")
 
     __copy__ = _shallow_copy
 
@@ -171,7 +171,7 @@ class AdamW(Optimizer):
     def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
         self._check_settings(eps=eps)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{type(self).__name__}: betas must be two numbers from 0 to less than 1, got {betas}")
+            raise ValueError(f"betas must be two numbers from 0 to less than 1, got {betas}")
         super().__init__(parameters, lr, weight_decay)
         self.betas, self.eps = betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
@@ -212,9 +212,9 @@ class SGD(Optimizer):
         self, parameters, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
     ):
         if not 0 <= momentum < 1:
-            raise ValueError(f"{type(self).__name__}: momentum must be from 0 to less than 1, got {momentum}")
+            raise ValueError(f"momentum must be from 0 to less than 1, got {momentum}")
         if nesterov and not momentum:
-            raise ValueError(f"{type(self).__name__}: nesterov takes a momentum above 0, such as momentum=0.9")
+            raise ValueError("nesterov takes a momentum above 0, such as momentum=0.9")
         super().__init__(parameters, lr, weight_decay)
         self.momentum, self.nesterov = momentum, nesterov
         self.m = self.flat.zeros()
@@ -258,7 +258,7 @@ def clip_grad_norm_(parameters, max_norm: float):
         grads = [parameters.grad]
     else:
         grads = [p.grad for p in _as_list(parameters) if p.grad is not None]
-    backend = backend_of(*grads, op="clip_grad_norm_")
+    backend = backend_of(*grads)
     norms = [backend.l2_norm(g.ravel()) for g in grads] or [backend.xp.zeros(())]
     norm = norms[0] if len(norms) == 1 else backend.l2_norm(backend.xp.stack(norms))
     if max_norm > 0:

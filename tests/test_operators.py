@@ -38,7 +38,9 @@ def test_comparisons_have_no_gradient_and_need_shapes_that_fit():
     x = Tensor(Y, requires_grad=True)
     assert not (x > 0).requires_grad
     for name in COMPARISONS:
-        with pytest.raises(ValueError, match=rf"^{name}: shapes \(3,\) and \(2,\) do not broadcast"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: operands could not be broadcast together with shapes \(3,\) \(2,\)"
+        ):
             getattr(operator, name)(x, z(2))
 
 
@@ -78,7 +80,7 @@ def test_logic_on_booleans():
     np.testing.assert_array_equal((~Tensor(a)).data, ~a)
     with pytest.raises(TypeError, match="and_: the operand must be an array of booleans, got float64"):
         Tensor(Y) & Tensor(Y)
-    with pytest.raises(ValueError, match=r"and_: shapes \(3,\) and \(2,\) do not broadcast"):
+    with pytest.raises(ValueError, match=r"and_: operands could not be broadcast together"):
         Tensor(a) & np.array([True, False])
 
 

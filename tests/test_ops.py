@@ -274,10 +274,10 @@ def leaf(data):
 IDS, LONG = np.array([0, 1]), np.arange(6)
 # What is called, the exception, and what its message must say.
 REFUSED = [
-    (lambda: z(2, 3) + z(4), ValueError, "add: shapes (2, 3) and (4,)"),
-    (lambda: z(2, 3) - z(4), ValueError, "sub: shapes (2, 3) and (4,)"),
-    (lambda: z(2, 3) * z(4), ValueError, "mul: shapes (2, 3) and (4,)"),
-    (lambda: z(2, 3) / z(4), ValueError, "div: shapes (2, 3) and (4,)"),
+    (lambda: z(2, 3) + z(4), ValueError, "add: operands could not be broadcast together with shapes (2,3) (4,)"),
+    (lambda: z(2, 3) - z(4), ValueError, "sub: operands could not be broadcast together with shapes (2,3) (4,)"),
+    (lambda: z(2, 3) * z(4), ValueError, "mul: operands could not be broadcast together with shapes (2,3) (4,)"),
+    (lambda: z(2, 3) / z(4), ValueError, "div: operands could not be broadcast together with shapes (2,3) (4,)"),
     (lambda: z(2) ** z(3), ValueError, "pow: operands could not be broadcast together with shapes (2,) (3,)"),
     (lambda: z(2) ** "a", TypeError, "pow: expected numbers, got data of type <U1"),
     (lambda: 2 ** Tensor([1, -1]), ValueError, "pow: integers have no negative powers"),
@@ -415,8 +415,8 @@ def test_devices_do_not_mix(op, fake):
 
 
 def test_an_array_of_no_known_kind_is_refused():
-    with pytest.raises(TypeError, match="^here: expected an array of a known backend, got FakeArray"):
-        backends.backend_of(FakeArray(), op="here")
+    with pytest.raises(TypeError, match="^expected an array of a known backend, got FakeArray"):
+        backends.backend_of(FakeArray())
 
 
 def test_where_selects_gradients():

@@ -55,7 +55,7 @@ def explain_memory_error(error: MemoryError) -> str:
     return next(filter(None, known), str(error) or "there is no more")
 
 
-def backend_of(*arrays, op: str = "op") -> Backend:
+def backend_of(*arrays) -> Backend:
     """The one backend all `arrays` belong to; Python numbers and None belong to any."""
     found = None
     for array in arrays:
@@ -63,10 +63,10 @@ def backend_of(*arrays, op: str = "op") -> Backend:
         if backend is None:
             if array is None or isinstance(array, int | float | bool | np.generic):
                 continue
-            raise TypeError(f"{op}: expected an array of a known backend, got {type(array).__name__}")
+            raise TypeError(f"expected an array of a known backend, got {type(array).__name__}")
         if found is not None and backend is not found:
             raise TypeError(
-                f"{op}: the inputs are on different devices ({found.name} and {backend.name}); "
+                f"the inputs are on different devices ({found.name} and {backend.name}); "
                 "move one with get_backend(name).asarray(x)"
             )
         found = backend

@@ -21,7 +21,7 @@ class Linear(Module):
 
     @explained
     def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float | None = None):
-        shape = lengths((out_features, in_features), "Linear")
+        shape = lengths((out_features, in_features))
         bound = 1.0 / math.sqrt(max(1, in_features))
         if std is None:
             self.weight = Parameter(_uniform(shape, bound))
@@ -39,7 +39,7 @@ class Embedding(Module):
 
     @explained
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float = 1.0):
-        self.weight = Parameter(_normal(lengths((num_embeddings, embedding_dim), "Embedding"), std))
+        self.weight = Parameter(_normal(lengths((num_embeddings, embedding_dim)), std))
 
     def forward(self, ids) -> Tensor:
         return ops.embedding(ids, self.weight)
@@ -50,7 +50,7 @@ class LayerNorm(Module):
 
     @explained
     def __init__(self, size: int, bias: bool = True, eps: float = 1e-5):
-        size = lengths((size,), "LayerNorm")
+        size = lengths((size,))
         self.weight = Parameter(np.ones(size, np.float32))
         self.bias = Parameter(np.zeros(size, np.float32)) if bias else None
         self.eps = number(eps, "eps")
@@ -101,12 +101,13 @@ class Sequential(Module):
     the same layers under the same names.
     """
 
+    @explained
     def __init__(self, *layers):
         for i, layer in enumerate(layers):
             if isinstance(layer, type) or not callable(layer):
                 what = f"the class {layer.__name__}" if isinstance(layer, type) else f"a {type(layer).__name__}"
                 raise TypeError(
-                    f"Sequential: expected a Module or another callable at position {i}, got {what}; "
+                    f"expected a Module or another callable at position {i}, got {what}; "
                     "give the layers one by one, as in Sequential(Linear(2, 3), ReLU())"
                 )
             setattr(self, str(i), layer)

@@ -113,7 +113,7 @@ class Module:
 
         Other Tensors move too, integers and booleans with their own dtype; results bound to a graph stay as they are.
         """
-        dtype = dtype if dtype is None else known_float(dtype, "to")
+        dtype = dtype if dtype is None else known_float(dtype)
         target = get_backend(backend) if backend else None
         tensors = list({id(t): t for module in self.modules() for t in _leaves(vars(module))}.values())
         moved = []
@@ -157,12 +157,12 @@ class Module:
         problems = [p for some in zip_longest(*kinds) for p in some if p]  # in turns, so that each kind is seen
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise ValueError(f"load_state_dict: {'; '.join(problems[:5])}{more}")
+            raise ValueError(f"{'; '.join(problems[:5])}{more}")
         loaded: dict[int, str] = {}
         for name, array in arrays.items():
             first = loaded.setdefault(id(named[name]), name)
             if not np.array_equal(arrays[first], array, equal_nan=True):
-                raise ValueError(f"load_state_dict: {first} and {name} are tied in this model but differ")
+                raise ValueError(f"{first} and {name} are tied in this model but differ")
         for name in loaded.values():
             p = named[name]
             p.data[...] = backend_of(p.data).asarray(arrays[name], p.dtype)

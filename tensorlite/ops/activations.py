@@ -10,16 +10,18 @@ from tensorlite.tensor import Tensor, needs_grad, record
 from tensorlite.words import explained
 
 
+@explained
 def sigmoid(x) -> Tensor:
     """1 / (1 + e ** -x).  gx = gy * y * (1 - y)."""
-    x_data = real_data(x, "sigmoid")
+    x_data = real_data(x)
     y = _logistic(x_data)
     return record(y, (x,), lambda gy: (gy * (y * (1.0 - y)),))
 
 
+@explained
 def silu(x) -> Tensor:
     """x * sigmoid(x), also known as swish (Elfwing et al. 2017).  gx = gy * (s + y * (1 - s)), s = sigmoid(x)."""
-    x_data = real_data(x, "silu")
+    x_data = real_data(x)
     s = _logistic(x_data)
     y = x_data * s
     return record(y, (x,), lambda gy: (gy * (s + y * (1.0 - s)),))
@@ -31,16 +33,18 @@ def _logistic(x):
     return y.astype(x.dtype, copy=False)
 
 
+@explained
 def tanh(x) -> Tensor:
     """The hyperbolic tangent.  gx = gy * (1 - y^2)."""
-    x_data = real_data(x, "tanh")
+    x_data = real_data(x)
     y = backend_of(x_data).xp.tanh(x_data)
     return record(y, (x,), lambda gy: (gy * (1.0 - y * y),))
 
 
+@explained
 def relu(x) -> Tensor:
     """max(x, 0).  gx = gy, but 0 where y is 0, at the kink too, as is usual."""
-    x_data = data(x, "relu")
+    x_data = data(x)
     be = backend_of(x_data)
     y = be.relu(x_data)
     return record(y, (x,), lambda gy: (be.relu_vjp(gy, y),))
@@ -52,7 +56,7 @@ def gelu(x, approximate: str = "none") -> Tensor:
 
     approximate: "none" for the exact form with erf, "tanh" for GPT-2's approximation.
     """
-    x_data = real_data(x, "gelu")
+    x_data = real_data(x)
     be = backend_of(x_data)
     kernels = {"none": (be.gelu, be.gelu_vjp), "tanh": (be.gelu_tanh, be.gelu_tanh_vjp)}
     if approximate not in kernels:
@@ -70,8 +74,8 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
     The mask is a function of the current `random.scope` and of how many draws were made in it before.
     """
     if not 0.0 <= number(p, "p") <= 1.0:
-        raise ValueError(f"dropout: p must be from 0 to 1, got {p}")
-    x_data = real_data(x, "dropout")
+        raise ValueError(f"p must be from 0 to 1, got {p}")
+    x_data = real_data(x)
     if not training or p == 0.0:
         return x if isinstance(x, Tensor) and x.data is x_data else Tensor(x_data)
     be = backend_of(x_data)
@@ -82,10 +86,10 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
 @explained
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
     """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
-    x_data, b = data(x, "add_dropout"), data(branch, "add_dropout")
+    x_data, b = data(x), data(branch)
     if not training or p == 0.0 or x_data.shape != b.shape or x_data.dtype != b.dtype:
         return add(x, dropout(branch, p, training))
-    be = backend_of(x_data, b, op="add_dropout")
+    be = backend_of(x_data, b)
     y, keep, scale = be.draw_dropout(b, next_place(b.shape), p, x_data)
     return record(y, (x, branch), lambda gy: (gy, be.dropout(gy, keep, scale)))
 

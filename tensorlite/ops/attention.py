@@ -29,7 +29,7 @@ def scaled_dot_product_attention(
     dropout: probability of dropping a weight, drawn from the current `random.scope`.
     scale: 1 / sqrt(D) if None.
     """
-    q_data, k_data, v_data = of_one_dtype("scaled_dot_product_attention", ("q", "k", "v"), q, k, v, real=True)
+    q_data, k_data, v_data = of_one_dtype(("q", "k", "v"), q, k, v, real=True)
     be = backend_of(q_data)
     _check_shapes(q_data.shape, k_data.shape, v_data.shape, causal)
     scale = 1.0 / math.sqrt(max(1, q_data.shape[-1])) if scale is None else number(scale, "scale")
@@ -62,14 +62,14 @@ def _masked_attention(q, k, v, mask, causal: bool, scale: float, keep, keep_scal
 
 def _apply_mask(scores, mask):
     """-inf where a mask of booleans is False; or the scores plus a mask of floats."""
-    op, m = "scaled_dot_product_attention", data(mask, "scaled_dot_product_attention")
-    be = backend_of(scores.data, m, op=op)
+    m = data(mask)
+    be = backend_of(scores.data, m)
     if KINDS[m.dtype] == INTEGER:
-        raise TypeError(f"{op}: attn_mask must be booleans, or floats to add to the scores, got {m.dtype}")
+        raise TypeError(f"attn_mask must be booleans, or floats to add to the scores, got {m.dtype}")
     try:
         be.xp.broadcast_to(m, scores.shape)
     except ValueError:
-        raise ValueError(f"{op}: attn_mask {m.shape} does not broadcast to the scores {scores.shape}") from None
+        raise ValueError(f"attn_mask {m.shape} does not broadcast to the scores {scores.shape}") from None
     return where(m, scores, -math.inf) if KINDS[m.dtype] == BOOLEAN else scores + cast(mask, scores.dtype)
 
 
@@ -80,10 +80,10 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
     The last axis holds the queries, keys and values of all heads in turn, each C = n_head * D long. The same as
     splitting, `scaled_dot_product_attention` and joining the heads, without a copy of either.
     """
-    x = real_data(qkv, "self_attention")
+    x = real_data(qkv)
     be = backend_of(x)
     if x.ndim != 3 or n_head < 1 or x.shape[-1] % (3 * n_head):
-        raise ValueError(f"self_attention: expected qkv (B, T, 3 C) with C a multiple of {n_head} heads, got {x.shape}")
+        raise ValueError(f"expected qkv (B, T, 3 C) with C a multiple of {n_head} heads, got {x.shape}")
     B, T, C = x.shape[0], x.shape[1], x.shape[2] // 3  # noqa: N806
 
     def heads(packed):  # (B, T, n * C) -> n views (B, n_head, T, D)
@@ -113,6 +113,6 @@ def _check_shapes(q, k, v, causal: bool) -> None:
     fits = len(q) == len(k) == len(v) >= 2 and q[:-2] == k[:-2] == v[:-2] and q[-1] == k[-1] and k[-2] == v[-2]
     if not fits:
         expected = "q (..., T, D), k (..., S, D) and v (..., S, E)"
-        raise ValueError(f"scaled_dot_product_attention: expected {expected}, got {q}, {k} and {v}")
+        raise ValueError(f"expected {expected}, got {q}, {k} and {v}")
     if causal and q[-2] > k[-2]:
-        raise ValueError(f"scaled_dot_product_attention: {q[-2]} causal queries need as many keys, got {k[-2]}")
+        raise ValueError(f"{q[-2]} causal queries need as many keys, got {k[-2]}")

@@ -6,18 +6,16 @@ import numpy as np
 
 from tensorlite.backends import backend_of
 from tensorlite.dtypes import FLOAT, KINDS, known_float
-from tensorlite.ops.operands import data, mask_of, named, pair, real_data
+from tensorlite.ops.operands import data, mask_of, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
 from tensorlite.words import explained
 
 
+@explained
 def add(a, b) -> Tensor:
     """a + b."""
-    x, y = pair(a, b, "add")
-    try:
-        out = x + y
-    except (ValueError, TypeError, OverflowError) as error:
-        raise named(error, "add", x, y) from None
+    x, y = pair(a, b)
+    out = x + y
 
     def vjp(gy):
         return gy, gy
@@ -25,13 +23,11 @@ def add(a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def sub(a, b) -> Tensor:
     """a - b."""
-    x, y = pair(a, b, "sub")
-    try:
-        out = x - y
-    except (ValueError, TypeError, OverflowError) as error:
-        raise named(error, "sub", x, y) from None
+    x, y = pair(a, b)
+    out = x - y
     need_b = needs_grad(b)
 
     def vjp(gy):
@@ -40,13 +36,11 @@ def sub(a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def mul(a, b) -> Tensor:
     """a * b.  ga = gy * b, gb = gy * a."""
-    x, y = pair(a, b, "mul")
-    try:
-        out = x * y
-    except (ValueError, TypeError, OverflowError) as error:
-        raise named(error, "mul", x, y) from None
+    x, y = pair(a, b)
+    out = x * y
     # Each factor is kept only if the other one's gradient will ask for it.
     x, y = x if needs_grad(b) else None, y if needs_grad(a) else None
 
@@ -56,13 +50,11 @@ def mul(a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def div(a, b) -> Tensor:
     """a / b.  ga = gy / b, gb = -gy * (a / b) / b."""
-    x, y = pair(a, b, "div", real=True)
-    try:
-        out = x / y
-    except (ValueError, TypeError, OverflowError) as error:
-        raise named(error, "div", x, y) from None
+    x, y = pair(a, b, real=True)
+    out = x / y
     need_a, ratio = needs_grad(a), out if needs_grad(b) else None
 
     def vjp(gy):
@@ -72,11 +64,12 @@ def div(a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def neg(x) -> Tensor:
     """-x."""
-    x_data = data(x, "neg")
+    x_data = data(x)
     if x_data.dtype.kind == "b":
-        raise TypeError("neg: booleans have no negative; ~x is the opposite of a mask")
+        raise TypeError("booleans have no negative; ~x is the opposite of a mask")
     return record(-x_data, (x,), lambda gy: (-gy,))
 
 
@@ -90,9 +83,9 @@ def pow(x, exponent) -> Tensor:  # noqa: A001 - the field's name; Python's own i
         exponent = exponent.item()
     if not isinstance(exponent, int | float):
         return _power_of_tensors(x, exponent)
-    x_data = (real_data if isinstance(exponent, float) else data)(x, "pow")
+    x_data = (real_data if isinstance(exponent, float) else data)(x)
     if exponent < 0 and KINDS[x_data.dtype] != FLOAT:
-        raise ValueError(f"pow: integers have no power of {exponent}: make them floats, or write {float(exponent)}")
+        raise ValueError(f"integers have no power of {exponent}: make them floats, or write {float(exponent)}")
 
     def vjp(gy):
         return (gy * (exponent * _power(x_data, exponent - 1)) if exponent else backend_of(gy).xp.zeros_like(gy),)
@@ -101,11 +94,11 @@ def pow(x, exponent) -> Tensor:  # noqa: A001 - the field's name; Python's own i
 
 
 def _power_of_tensors(x, exponent) -> Tensor:
-    a, b = pair(x, exponent, "pow")
+    a, b = pair(x, exponent)
     be, dtype = backend_of(a, b), getattr(a, "dtype", None) or b.dtype
     xp, a, b = be.xp, be.asarray(a, dtype), be.asarray(b, dtype)
     if KINDS[dtype] != FLOAT and (b < 0).any():
-        raise ValueError("pow: integers have no negative powers: make one of the two floats")
+        raise ValueError("integers have no negative powers: make one of the two floats")
     y, need_exponent = a**b, needs_grad(exponent)
 
     def vjp(gy):
@@ -129,64 +122,69 @@ def _power(x, exponent):
     return (x**exponent).astype(x.dtype, copy=False)
 
 
+@explained
 def exp(x) -> Tensor:
     """e ** x.  gx = gy * y."""
-    x_data = real_data(x, "exp")
+    x_data = real_data(x)
     y = backend_of(x_data).xp.exp(x_data)
     return record(y, (x,), lambda gy: (gy * y,))
 
 
+@explained
 def log(x) -> Tensor:
     """The natural logarithm.  gx = gy / x."""
-    x_data = real_data(x, "log")
+    x_data = real_data(x)
     return record(backend_of(x_data).xp.log(x_data), (x,), lambda gy: (gy / x_data,))
 
 
+@explained
 def sqrt(x) -> Tensor:
     """The square root.  gx = gy / (2 y)."""
-    x_data = real_data(x, "sqrt")
+    x_data = real_data(x)
     y = backend_of(x_data).xp.sqrt(x_data)
     return record(y, (x,), lambda gy: (gy / (2.0 * y),))
 
 
+@explained
 def sin(x) -> Tensor:
     """The sine, of radians.  gx = gy * cos(x)."""
-    x_data = real_data(x, "sin")
+    x_data = real_data(x)
     xp = backend_of(x_data).xp
     return record(xp.sin(x_data), (x,), lambda gy: (gy * xp.cos(x_data),))
 
 
+@explained
 def cos(x) -> Tensor:
     """The cosine, of radians.  gx = -gy * sin(x)."""
-    x_data = real_data(x, "cos")
+    x_data = real_data(x)
     xp = backend_of(x_data).xp
     return record(xp.cos(x_data), (x,), lambda gy: (-gy * xp.sin(x_data),))
 
 
+@explained
 def abs(x) -> Tensor:  # noqa: A001 - the field's name
     """|x|.  gx = gy * sign(x): 0 at the kink."""
-    x_data = data(x, "abs")
+    x_data = data(x)
     xp = backend_of(x_data).xp
     return record(xp.abs(x_data), (x,), lambda gy: (gy * xp.sign(x_data),))
 
 
+@explained
 def maximum(a, b) -> Tensor:
     """The larger of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
     return _extremum("maximum", a, b, operator.lt)
 
 
+@explained
 def minimum(a, b) -> Tensor:
     """The smaller of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
     return _extremum("minimum", a, b, operator.gt)
 
 
 def _extremum(name: str, a, b, loses) -> Tensor:
-    x, y = pair(a, b, name)
+    x, y = pair(a, b)
     be = backend_of(x, y)
-    try:
-        out = getattr(be.xp, name)(x, y)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise named(error, name, x, y) from None
+    out = getattr(be.xp, name)(x, y)
 
     def vjp(gy):
         shares = be.xp.where(x == y, 0.5 * gy, gy)
@@ -201,8 +199,8 @@ def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's
     bounds = [bound.item() if isinstance(bound, np.generic) else bound for bound in (min, max)]
     kinds = {type(bound) for bound in bounds} - {type(None)}
     if not kinds or not kinds <= {int, float}:
-        raise TypeError(f"clip: expected numbers, or one and None, got {min!r} and {max!r}; see minimum and maximum")
-    x_data = (real_data if float in kinds else data)(x, "clip")
+        raise TypeError(f"expected numbers, or one and None, got {min!r} and {max!r}; see minimum and maximum")
+    x_data = (real_data if float in kinds else data)(x)
     be, (least, most) = backend_of(x_data), bounds
     y = be.xp.clip(x_data, least, most).astype(x_data.dtype, copy=False)
 
@@ -216,12 +214,12 @@ def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's
 @explained
 def where(condition, a, b) -> Tensor:
     """a where `condition` holds, else b. The condition is a constant, an array or Tensor of booleans."""
-    cond, (x, y) = mask_of(condition, "where", "condition"), pair(a, b, "where")
-    be = backend_of(cond, x, y, op="where")
+    cond, (x, y) = mask_of(condition, "condition"), pair(a, b)
+    be = backend_of(cond, x, y)
     try:
         out = be.xp.where(cond, x, y)
     except ValueError:
-        raise ValueError(f"where: shapes {cond.shape}, {_shape(x)} and {_shape(y)} do not broadcast") from None
+        raise ValueError(f"shapes {cond.shape}, {_shape(x)} and {_shape(y)} do not broadcast") from None
     need_a, need_b = needs_grad(a), needs_grad(b)
     cond = cond.copy() if need_a or need_b else None
 
@@ -234,21 +232,21 @@ def where(condition, a, b) -> Tensor:
 @explained
 def masked_fill(x, mask, value: float) -> Tensor:
     """x with the constant `value` wherever `mask` (boolean, broadcast to x's shape) holds."""
-    x_data, m = data(x, "masked_fill"), mask_of(mask, "masked_fill", "mask")
-    be = backend_of(x_data, m, op="masked_fill")
+    x_data, m = data(x), mask_of(mask, "mask")
+    be = backend_of(x_data, m)
     if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
-        raise TypeError(f"masked_fill: the value must be a number, got {value!r}; where takes an array")
+        raise TypeError(f"the value must be a number, got {value!r}; where takes an array")
     try:
         be.xp.broadcast_to(m, x_data.shape)
     except ValueError:
-        raise ValueError(f"masked_fill: a mask of shape {m.shape} does not broadcast to {x_data.shape}") from None
+        raise ValueError(f"a mask of shape {m.shape} does not broadcast to {x_data.shape}") from None
     return where(mask, value, x)
 
 
 @explained
 def cast(x, dtype) -> Tensor:
     """x in another floating-point dtype; its gradient comes back in x's own."""
-    x_data, dtype = data(x, "cast"), known_float(dtype, "cast")
+    x_data, dtype = data(x), known_float(dtype)
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 
 

@@ -10,8 +10,8 @@ from tensorlite.words import explained
 @explained
 def softmax(x, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`.  gx = y * (gy - sum(gy * y))."""
-    x_data = real_data(x, "softmax")
-    axis = one_axis(axis, x_data.ndim, "softmax")
+    x_data = real_data(x)
+    axis = one_axis(axis, x_data.ndim)
     if axis is None:
         return reshape(softmax(reshape(x, 1)), ())
     be = backend_of(x_data)
@@ -22,8 +22,8 @@ def softmax(x, axis: int = -1) -> Tensor:
 @explained
 def log_softmax(x, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`.  gx = gy - softmax(x) * sum(gy)."""
-    x_data = real_data(x, "log_softmax")
-    axis = one_axis(axis, x_data.ndim, "log_softmax")
+    x_data = real_data(x)
+    axis = one_axis(axis, x_data.ndim)
     if axis is None:
         return reshape(log_softmax(reshape(x, 1)), ())
     be = backend_of(x_data)
@@ -37,14 +37,13 @@ def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
 
     rstd = 1 / sqrt(variance + eps) with the biased variance.
     """
-    x_data, w, b = of_one_dtype(
-        "layer_norm", ("x", "weight", "bias"), x, weight, bias, optional=("weight", "bias"), real=True, mixed=True
-    )
+    names, optional = ("x", "weight", "bias"), ("weight", "bias")
+    x_data, w, b = of_one_dtype(names, x, weight, bias, optional=optional, real=True, mixed=True)
     be, eps = backend_of(x_data), number(eps, "eps")
-    normalize_axes(-1, x_data.ndim, "layer_norm")
+    normalize_axes(-1, x_data.ndim)
     for name, p in (("weight", w), ("bias", b)):
         if p is not None and p.shape != x_data.shape[-1:]:
-            raise ValueError(f"layer_norm: {name} has shape {p.shape}, x {x_data.shape} needs {x_data.shape[-1:]}")
+            raise ValueError(f"{name} has shape {p.shape}, x {x_data.shape} needs {x_data.shape[-1:]}")
     y, saved = be.layer_norm(x_data, w, b, eps)
     has_bias = b is not None
 

@@ -5,8 +5,9 @@ import operator
 from tensorlite.autograd import mode
 from tensorlite.backends import as_array
 from tensorlite.dtypes import KINDS
-from tensorlite.ops.operands import mask_of, named, pair
+from tensorlite.ops.operands import mask_of, pair
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import explained
 
 
 def comparison(name: str):
@@ -19,27 +20,21 @@ def comparison(name: str):
                 as_array(b)
             except (TypeError, ValueError):  # None, a string, any object: not equal to a tensor, and without an order
                 return NotImplemented
-        x, y = pair(a, b, name)
-        try:
-            return record(compare(x, y), (), None)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise named(error, name, x, y) from None
+        return record(compare(*pair(a, b)), (), None)
 
-    return method
+    method.__qualname__ = name
+    return explained(method)
 
 
 def logic(name: str):
     """The method of a logical operator on booleans."""
     combine = getattr(operator, name)
 
-    def method(a, *b):
-        masks = [mask_of(x, name, "operand") for x in (a, *b)]
-        try:
-            return record(combine(*masks), (), None)
-        except ValueError as error:
-            raise named(error, name, *masks) from None
+    def method(*operands):
+        return record(combine(*(mask_of(x, "operand") for x in operands)), (), None)
 
-    return method
+    method.__qualname__ = name
+    return explained(method)
 
 
 def in_place(op):

@@ -5,17 +5,19 @@ from tensorlite.backends.base import as_rows
 from tensorlite.ops.operands import factors, of_one_dtype
 from tensorlite.ops.shape import reshape
 from tensorlite.tensor import Tensor, needs_grad, record
+from tensorlite.words import explained
 
 
+@explained
 def matmul(a, b) -> Tensor:
     """a @ b: (..., M, K) @ (..., K, N) -> (..., M, N); leading axes broadcast, a vector is a row or a column.
 
     ga = gy @ b.T, gb = a.T @ gy.
     """
-    x, y = factors(a, b, "matmul")
+    x, y = factors(a, b)
     be = backend_of(x)
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else -1]:
-        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
+        raise ValueError(f"shapes {x.shape} and {y.shape} do not fit; the inner lengths must be equal")
     a, b = a if isinstance(a, Tensor) else x, b if isinstance(b, Tensor) else y  # lists as they were read here
     if x.ndim == 1:
         out = matmul(reshape(a, 1, -1), b)
@@ -26,7 +28,7 @@ def matmul(a, b) -> Tensor:
     try:
         out = be.gemm(x, y)
     except ValueError:
-        raise ValueError(f"matmul: the leading axes of {x.shape} and {y.shape} do not broadcast") from None
+        raise ValueError(f"the leading axes of {x.shape} and {y.shape} do not broadcast") from None
     need_a, need_b = needs_grad(a), needs_grad(b)
 
     def vjp(gy):
@@ -40,16 +42,17 @@ def matmul(a, b) -> Tensor:
     return record(out, (a, b), vjp)
 
 
+@explained
 def linear(x, weight, bias=None) -> Tensor:
     """x @ weight.T + bias: x (..., K), weight (N, K), bias (N,) or None -> (..., N).
 
     With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
     """
-    x_data, w, b = of_one_dtype("linear", ("x", "weight", "bias"), x, weight, bias, optional=("bias",), mixed=True)
+    x_data, w, b = of_one_dtype(("x", "weight", "bias"), x, weight, bias, optional=("bias",), mixed=True)
     be = backend_of(x_data)
     if w.ndim != 2 or x_data.ndim == 0 or x_data.shape[-1] != w.shape[1] or (b is not None and b.shape != w.shape[:1]):
         raise ValueError(
-            f"linear: expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
+            f"expected x (..., K), weight (N, K) and bias (N,), got {x_data.shape}, {w.shape}"
             f" and {None if b is None else b.shape}"
         )
     if w.dtype != x_data.dtype:

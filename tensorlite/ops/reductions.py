@@ -11,8 +11,8 @@ from tensorlite.words import explained
 @explained
 def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the field's name
     """The sum over `axis` (None for all, an int or a tuple).  gx = gy, spread over the summed axes."""
-    x_data = data(x, "sum")
-    axes = normalize_axes(axis, x_data.ndim, "sum", lenient=True)
+    x_data = data(x)
+    axes = normalize_axes(axis, x_data.ndim, lenient=True)
     spread = _spreader(x_data, axes)
 
     def vjp(gy):
@@ -24,8 +24,8 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the fie
 @explained
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`; of nothing it is NaN.  gx = gy / n."""
-    x_data = real_data(x, "mean")
-    axes = normalize_axes(axis, x_data.ndim, "mean", lenient=True)
+    x_data = real_data(x)
+    axes = normalize_axes(axis, x_data.ndim, lenient=True)
     n = _count(x_data, axes)
     spread = _spreader(x_data, axes)
 
@@ -41,8 +41,8 @@ def var(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The variance over `axis`: sum((x - mean)^2) / (n - correction), 1 as in PyTorch, where NumPy's default is 0. NaN
     where that would divide by nothing.  gx = gy * 2 (x - mean) / (n - correction).
     """
-    x_data = real_data(x, "var")
-    axes = normalize_axes(axis, x_data.ndim, "var", lenient=True)
+    x_data = real_data(x)
+    axes = normalize_axes(axis, x_data.ndim, lenient=True)
     y, deviation, scale = _variance(x_data, axes, correction)
     spread = _spreader(x_data, axes)
 
@@ -55,8 +55,8 @@ def var(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
 @explained
 def std(x, axis=None, correction: float = 1, keepdims: bool = False) -> Tensor:
     """The standard deviation, the square root of `var`.  gx = gy * (x - mean) / ((n - correction) y), 0 where y is."""
-    x_data = real_data(x, "std")
-    axes = normalize_axes(axis, x_data.ndim, "std", lenient=True)
+    x_data = real_data(x)
+    axes = normalize_axes(axis, x_data.ndim, lenient=True)
     squares, deviation, scale = _variance(x_data, axes, correction)
     y = backend_of(x_data).xp.sqrt(squares)
     spread = _spreader(x_data, axes)
@@ -91,10 +91,10 @@ def min(x, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001 - the fie
 
 
 def _extreme(x, axis, keepdims: bool, op: str) -> Tensor:
-    x_data = data(x, op)
-    axes = normalize_axes(axis, x_data.ndim, op, lenient=True)
+    x_data = data(x)
+    axes = normalize_axes(axis, x_data.ndim, lenient=True)
     if _count(x_data, axes) == 0:
-        raise ValueError(f"{op}: nothing to compare in shape {x_data.shape} over axes {axes}")
+        raise ValueError(f"nothing to compare in shape {x_data.shape} over axes {axes}")
     be = backend_of(x_data)
     y = getattr(x_data, op)(axis=axes, keepdims=True)
     spread = _spreader(x_data, axes)
@@ -110,18 +110,18 @@ def _extreme(x, axis, keepdims: bool, op: str) -> Tensor:
 @explained
 def argmax(x, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """Where the maximum is along `axis`, or in the flattened x: int64, the first of several. It has no gradient."""
-    x_data = data(x, "argmax")
-    axis = axis if axis is None else one_axis(axis, x_data.ndim, "argmax")
+    x_data = data(x)
+    axis = axis if axis is None else one_axis(axis, x_data.ndim)
     if _count(x_data, range(x_data.ndim) if axis is None else (axis,)) == 0:
-        raise ValueError(f"argmax: nothing to compare in shape {x_data.shape} over axis {axis}")
+        raise ValueError(f"nothing to compare in shape {x_data.shape} over axis {axis}")
     return record(x_data.argmax(axis=axis, keepdims=keepdims), (), None)
 
 
 @explained
 def cumsum(x, axis: int) -> Tensor:
     """The sum of the elements up to each one along `axis`.  gx = the same of gy, from the other end."""
-    x_data = data(x, "cumsum")
-    axis = one_axis(axis, x_data.ndim, "cumsum")
+    x_data = data(x)
+    axis = one_axis(axis, x_data.ndim)
     if axis is None:
         return sum(x)
     be, backwards = backend_of(x_data), along(axis, slice(None, None, -1))

@@ -13,12 +13,12 @@ def reshape(x, *shape) -> Tensor:
     """The same elements in another shape; one length may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
-    x_data = data(x, "reshape")
+    x_data = data(x)
     try:
         y = x_data.reshape(shape)
     except (ValueError, TypeError):
-        shape = integers(shape, "reshape")
-        raise ValueError(f"reshape: {x_data.size} elements of shape {x_data.shape} do not fit shape {shape}") from None
+        shape = integers(shape)
+        raise ValueError(f"{x_data.size} elements of shape {x_data.shape} do not fit shape {shape}") from None
     x_shape = x_data.shape
     return record(y, (x,), lambda gy: (gy.reshape(x_shape),))
 
@@ -26,28 +26,28 @@ def reshape(x, *shape) -> Tensor:
 @explained
 def flatten(x, start_axis: int = 0, end_axis: int = -1) -> Tensor:
     """The axes from `start_axis` to `end_axis`, both included, as one."""
-    shape = data(x, "flatten").shape
-    first, last = (one_axis(axis, len(shape), "flatten") for axis in (start_axis, end_axis))
+    shape = data(x).shape
+    first, last = (one_axis(axis, len(shape)) for axis in (start_axis, end_axis))
     if first is None:
         return reshape(x, 1)
     if first > last:
-        raise ValueError(f"flatten: axis {start_axis} comes after axis {end_axis} in shape {shape}")
+        raise ValueError(f"axis {start_axis} comes after axis {end_axis} in shape {shape}")
     return reshape(x, *shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
 
 
 @explained
 def squeeze(x, axis=None) -> Tensor:
     """x without its axes of length 1, or without those of them that `axis` names, an int or a tuple."""
-    shape = data(x, "squeeze").shape
-    axes = normalize_axes(axis, len(shape), "squeeze", lenient=True)
+    shape = data(x).shape
+    axes = normalize_axes(axis, len(shape), lenient=True)
     return reshape(x, *[n for a, n in enumerate(shape) if n != 1 or a not in axes])
 
 
 @explained
 def expand_dims(x, axis: int) -> Tensor:
     """x with a new axis of length 1 at the place `axis` of the result. PyTorch's unsqueeze."""
-    shape = data(x, "expand_dims").shape
-    (axis,) = normalize_axes(axis, len(shape) + 1, "expand_dims")
+    shape = data(x).shape
+    (axis,) = normalize_axes(axis, len(shape) + 1)
     return reshape(x, *shape[:axis], 1, *shape[axis:])
 
 
@@ -55,21 +55,21 @@ def expand_dims(x, axis: int) -> Tensor:
 def broadcast_to(x, *shape) -> Tensor:
     """x repeated along axes of length 1, and new ones before the first, to this shape: a view.  gx = gy, summed over
     them."""
-    x_data, shape = data(x, "broadcast_to"), integers(shape, "broadcast_to")
+    x_data, shape = data(x), integers(shape)
     try:
         y = backend_of(x_data).xp.broadcast_to(x_data, shape)
     except ValueError:
-        raise ValueError(f"broadcast_to: shape {x_data.shape} does not broadcast to {shape}") from None
+        raise ValueError(f"shape {x_data.shape} does not broadcast to {shape}") from None
     return record(y, (x,), lambda gy: (gy,))
 
 
 @explained
 def permute(x, *axes) -> Tensor:
     """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`."""
-    x_data = data(x, "permute")
-    axes = normalize_axes(integers(axes, "permute"), x_data.ndim, "permute")
+    x_data = data(x)
+    axes = normalize_axes(integers(axes), x_data.ndim)
     if len(axes) != x_data.ndim:
-        raise ValueError(f"permute: all {x_data.ndim} axes must be named once, got {axes}")
+        raise ValueError(f"all {x_data.ndim} axes must be named once, got {axes}")
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     return record(x_data.transpose(axes), (x,), lambda gy: (gy.transpose(back),))
 
@@ -77,11 +77,11 @@ def permute(x, *axes) -> Tensor:
 @explained
 def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
     """Two axes exchanged, by default the last two."""
-    x_data = data(x, "transpose")
+    x_data = data(x)
     for axis in (axis0, axis1):
         if isinstance(axis, (tuple, list)):
-            raise TypeError(f"transpose: expected two axes to exchange, got {axis}; permute puts all in another order")
-        normalize_axes(axis, x_data.ndim, "transpose")
+            raise TypeError(f"expected two axes to exchange, got {axis}; permute puts all in another order")
+        normalize_axes(axis, x_data.ndim)
     return record(x_data.swapaxes(axis0, axis1), (x,), lambda gy: (gy.swapaxes(axis0, axis1),))
 
 
@@ -100,9 +100,9 @@ def triu(x, diagonal: int = 0) -> Tensor:
 
 
 def _triangle(x, diagonal: int, op: str) -> Tensor:
-    x_data, (diagonal,) = data(x, op), integers((diagonal,), op)
+    x_data, (diagonal,) = data(x), integers((diagonal,))
     if x_data.ndim < 2:
-        raise ValueError(f"{op}: expected a matrix, or several (..., M, N), got shape {x_data.shape}")
+        raise ValueError(f"expected a matrix, or several (..., M, N), got shape {x_data.shape}")
     part = getattr(backend_of(x_data).xp, op)
     return record(part(x_data, diagonal), (x,), lambda gy: (part(gy, diagonal),))
 
@@ -111,7 +111,7 @@ def _triangle(x, diagonal: int, op: str) -> Tensor:
 def getitem(x, index) -> Tensor:
     """x[index] with NumPy's basic and advanced indexing.  gx is gy at the index and 0 elsewhere, summed where an
     element is named more than once."""
-    x_data = data(x, "getitem")
+    x_data = data(x)
     be = backend_of(x_data)
     parts = tuple(_index_part(be, i) for i in (index if isinstance(index, tuple) else (index,)))
     basic = all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in parts)
@@ -119,7 +119,7 @@ def getitem(x, index) -> Tensor:
     try:
         y = x_data[parts]
     except IndexError as error:
-        raise IndexError(f"getitem: {error} (the tensor has shape {shape})") from None
+        raise IndexError(f"{error} (the tensor has shape {shape})") from None
 
     def vjp(gy):
         gx = be.xp.zeros(shape, dtype)
@@ -135,7 +135,7 @@ def getitem(x, index) -> Tensor:
 def _index_part(be, i):
     """One index as the backend takes it; arrays as they are now, whatever is written into them before the backward."""
     if isinstance(i, bool):
-        raise TypeError(f"getitem: Python's {i} is no index: a mask is an array of booleans, as of a comparison")
+        raise TypeError(f"Python's {i} is no index: a mask is an array of booleans, as of a comparison")
     if isinstance(i, Tensor):
         i = i.data
     if isinstance(i, list):
@@ -147,14 +147,14 @@ def _index_part(be, i):
 def concatenate(tensors, axis: int = 0) -> Tensor:
     """The tensors one after the other along an existing axis; one without axes counts as (1,).  Each gets its slice
     of gy."""
-    be, tensors, arrays = _several(tensors, "concatenate")
+    be, tensors, arrays = _several(tensors)
     arrays = [a if a.ndim else a.reshape(1) for a in arrays]
-    (axis,) = normalize_axes(axis, arrays[0].ndim, "concatenate")
+    (axis,) = normalize_axes(axis, arrays[0].ndim)
     try:
         y = be.xp.concatenate(arrays, axis=axis)
     except ValueError:
         shapes = ", ".join(str(a.shape) for a in arrays)
-        raise ValueError(f"concatenate: shapes {shapes} differ outside axis {axis}") from None
+        raise ValueError(f"shapes {shapes} differ outside axis {axis}") from None
     spans = _spans([a.shape[axis] for a in arrays])
 
     def vjp(gy):
@@ -167,10 +167,10 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
 def stack(tensors, axis: int = 0) -> Tensor:
     """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  Each gets its part
     of gy."""
-    be, tensors, arrays = _several(tensors, "stack")
+    be, tensors, arrays = _several(tensors)
     if len({a.shape for a in arrays}) > 1:
-        raise ValueError(f"stack: expected one shape, got {', '.join(str(a.shape) for a in arrays)}")
-    (axis,) = normalize_axes(axis, arrays[0].ndim + 1, "stack")
+        raise ValueError(f"expected one shape, got {', '.join(str(a.shape) for a in arrays)}")
+    (axis,) = normalize_axes(axis, arrays[0].ndim + 1)
 
     def vjp(gy):
         return tuple(gy[along(axis, i)] for i in range(len(arrays)))
@@ -178,15 +178,15 @@ def stack(tensors, axis: int = 0) -> Tensor:
     return record(be.xp.stack(arrays, axis), tensors, vjp)
 
 
-def _several(tensors, op: str):
+def _several(tensors):
     """The backend, what is given as a sequence, and the arrays in it in the dtype in which they meet."""
     if not hasattr(tensors, "__iter__"):
-        raise TypeError(f"{op}: expected a list or tuple of tensors, got {type(tensors).__name__}")
+        raise TypeError(f"expected a list or tuple of tensors, got {type(tensors).__name__}")
     tensors = tuple(tensors)
     if not tensors:
-        raise ValueError(f"{op}: needs at least one tensor")
-    arrays = align(tensors, op)
-    be = backend_of(*[a for a in arrays if hasattr(a, "dtype")], op=op)
+        raise ValueError("needs at least one tensor")
+    arrays = align(tensors)
+    be = backend_of(*[a for a in arrays if hasattr(a, "dtype")])
     dtype = next(a.dtype for a in arrays if hasattr(a, "dtype"))
     return be, tensors, [be.asarray(a, dtype) for a in arrays]
 
@@ -194,16 +194,16 @@ def _several(tensors, op: str):
 @explained
 def split(x, sizes, axis: int = 0) -> list[Tensor]:
     """Cut x along an axis into pieces of size `sizes` (an int, the last may be smaller, or a list of all sizes)."""
-    x_data = data(x, "split")
-    (axis,) = normalize_axes(axis, x_data.ndim, "split")
+    x_data = data(x)
+    (axis,) = normalize_axes(axis, x_data.ndim)
     n = x_data.shape[axis]
     if hasattr(sizes, "__index__"):
         if sizes < 1:
-            raise ValueError(f"split: the size of a piece must be at least 1, got {sizes}")
+            raise ValueError(f"the size of a piece must be at least 1, got {sizes}")
         sizes = [min(sizes, n - start) for start in range(0, max(1, n), sizes)]
-    sizes = integers(sizes, "split")
+    sizes = integers(sizes)
     if min(sizes, default=0) < 0 or sum(sizes) != n:
-        raise ValueError(f"split: sizes {list(sizes)} do not add up to {n}, the length of axis {axis}")
+        raise ValueError(f"sizes {list(sizes)} do not add up to {n}, the length of axis {axis}")
     return [getitem(x, along(axis, span)) for span in _spans(sizes)]
 
 

@@ -16,10 +16,10 @@ def embedding(ids, weight) -> Tensor:
 
     The gradient of a row is the sum over its uses, in a fixed order. An id outside [0, V) is an IndexError on the CPU.
     """
-    ids, w = ids_of(ids, "embedding"), data(weight, "embedding")
-    be = backend_of(ids, w, op="embedding")
+    ids, w = ids_of(ids), data(weight)
+    be = backend_of(ids, w)
     if w.ndim != 2:
-        raise ValueError(f"embedding: the table must have shape (V, C), got {w.shape}")
+        raise ValueError(f"the table must have shape (V, C), got {w.shape}")
     rows, y = w.shape[0], be.embedding(ids, w)
     ids = ids.copy() if needs_grad(weight) else None
     return record(y, (weight,), lambda gy: (be.embedding_vjp(gy, ids, rows),))
@@ -35,17 +35,15 @@ def cross_entropy(
     reduction: "mean" over the targets that count (0 if there are none), "sum", or "none" for each: shape (...).
     label_smoothing: the share of each target that is spread evenly over all V (Szegedy et al. 2016, section 7).
     """
-    logits_data, targets = real_data(logits, "cross_entropy"), ids_of(targets, "cross_entropy")
-    be = backend_of(logits_data, targets, op="cross_entropy")
+    logits_data, targets = real_data(logits), ids_of(targets)
+    be = backend_of(logits_data, targets)
     ignore_index, label_smoothing = number(ignore_index, "ignore_index"), number(label_smoothing, "label_smoothing")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'cross_entropy: reduction must be "mean", "sum" or "none", got {reduction!r}')
     if logits_data.ndim == 0 or logits_data.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"cross_entropy: expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}"
-        )
+        raise ValueError(f"expected logits (..., V) and targets (...), got {logits_data.shape} and {targets.shape}")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
+        raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
     if label_smoothing:
         return _smoothed_cross_entropy(logits, targets, ignore_index, reduction, label_smoothing)
     shape = logits_data.shape
