@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import math
-import mmap
 import os
 import sys
 
@@ -41,6 +40,8 @@ class NumpyBackend(Backend):
     chunk_size = 32768  # parameters, gradients, moments and a temporary of it fit the second-level cache
 
     def shared_zeros(self, size, dtype):
+        import mmap  # a twentieth of the time that `import tensorlite` takes, and for training alone
+
         dtype = np.dtype(dtype)
         try:
             memory = mmap.mmap(-1, max(1, size * dtype.itemsize))  # anonymous, and shared as it is for processes
