@@ -23,7 +23,7 @@ from gpt.model import build_model
 from gpt.run import RunFolder
 from gpt.session import resume_session
 from tensorlite import BackendError
-from tensorlite.backends import kernels
+from tensorlite.backends.cuda import kernels
 
 SHAPE = GPTConfig(vocab_size=DATA.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=16)
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "8", "--max-iters", "6", "--eval-iters", "2", "--data", "ab"]

@@ -38,9 +38,7 @@ def test_comparisons_have_no_gradient_and_need_shapes_that_fit():
     x = Tensor(Y, requires_grad=True)
     assert not (x > 0).requires_grad
     for name in COMPARISONS:
-        with pytest.raises(
-            ValueError, match=rf"^{name}: operands could not be broadcast .* \(3,\) \(2,\)"
-        ):
+        with pytest.raises(ValueError, match=rf"^{name}: operands could not be broadcast .* \(3,\) \(2,\)"):
             getattr(operator, name)(x, z(2))
 
 

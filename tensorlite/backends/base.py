@@ -72,7 +72,7 @@ class Backend:
 
     def replayable(self, function):
         """`function`, which takes and returns nothing, in a form that is quick to call again and again. A GPU's backend
-        records it as a CUDA graph: `tensorlite.backends.replay` says what that demands of it."""
+        records it as a CUDA graph: `tensorlite.backends.cuda.replay` says what that demands of it."""
         return function
 
     def memory_size(self) -> int | None:

@@ -12,10 +12,10 @@ import math
 import numpy as np
 
 from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_scale
-from tensorlite.backends.cublas import Gemm
-from tensorlite.backends.flash import FlashAttention, Saved
-from tensorlite.backends.kernels import STORAGE, Kernels, null_pointers
-from tensorlite.backends.replay import Recorder, Replay
+from tensorlite.backends.cuda.cublas import Gemm
+from tensorlite.backends.cuda.flash import FlashAttention, Saved
+from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers
+from tensorlite.backends.cuda.replay import Recorder, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tensorlite.backends.kernels import Kernels, null_pointers
+from tensorlite.backends.cuda.kernels import Kernels, null_pointers
 
 HEAD_DIMS = (32, 64, 128)
 LSE_MULTIPLE = 128  # to which the queries are rounded up in what is kept for the backward pass

@@ -13,7 +13,7 @@ from test_trainer import DATA
 
 from gpt.model import build_model
 from tensorlite import Tensor, grad
-from tensorlite.backends.replay import WARM_UP
+from tensorlite.backends.cuda.replay import WARM_UP
 
 # --- what the steps launch ---
 

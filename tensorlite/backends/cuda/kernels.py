@@ -14,7 +14,7 @@ STORAGE = {"float64": 64, "float32": 32, "bfloat16": 16}  # dtype name -> what t
 
 def source(*files: str) -> str:
     """The text of these kernel files, as one."""
-    folder = Path(str(resources.files("tensorlite.backends"))) / "cuda"
+    folder = Path(str(resources.files("tensorlite.backends.cuda")))
     return "\n".join((folder / name).read_text() for name in ("common.cuh", *files))
 
 

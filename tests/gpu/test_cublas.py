@@ -16,7 +16,7 @@ from strict_cublas import MisuseError
 from tolerances import TOLERANCES, assert_close
 
 from tensorlite import BackendError, get_backend
-from tensorlite.backends.cublas import Gemm
+from tensorlite.backends.cuda.cublas import Gemm
 
 F32, F64, BF16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16)
 BF16_ROUNDING = 2**-8  # of a result: bfloat16 has 8 bits
