@@ -102,17 +102,11 @@ class Backend:
 
     # -- products --
 
-    def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None, accumulate: bool = False):
-        """a @ b over the last two axes, either one transposed first; leading axes broadcast.
-
-        accumulate: add the product to `out`.
-        """
+    def gemm(self, a, b, trans_a: bool = False, trans_b: bool = False, out=None):
+        """a @ b over the last two axes, either one transposed first; leading axes broadcast."""
         a = a.swapaxes(-1, -2) if trans_a else a
         b = b.swapaxes(-1, -2) if trans_b else b
-        if not accumulate:
-            return self.xp.matmul(a, b, out=out)
-        out += self.xp.matmul(a, b)
-        return out
+        return self.xp.matmul(a, b, out=out)
 
     def linear(self, x, w, b):
         """x (..., K) @ w.T + b for w (N, K) and b (N,) or None, as one product: (..., N)."""

@@ -98,8 +98,8 @@ class CupyBackend(Backend):
 
     # -- products --
 
-    def gemm(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False):
-        return self._gemm(a, b, trans_a, trans_b, out, accumulate)
+    def gemm(self, a, b, trans_a=False, trans_b=False, out=None):
+        return self._gemm(a, b, trans_a, trans_b, out)
 
     @kernel_method
     def linear(self, x, w, b):

@@ -73,9 +73,7 @@ class NumpyBackend(Backend):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"{op}: id {wrong} is out of range; the {size} ids go from 0 to {size - 1}")
 
-    def gemm(self, a, b, trans_a=False, trans_b=False, out=None, accumulate=False):
-        if accumulate:
-            return super().gemm(a, b, trans_a, trans_b, out, accumulate)
+    def gemm(self, a, b, trans_a=False, trans_b=False, out=None):
         return np.matmul(a.mT if trans_a else a, b.mT if trans_b else b, out=out)
 
     def select(self, x, keep):

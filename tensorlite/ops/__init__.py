@@ -4,8 +4,9 @@ An op is a plain function: it computes its result on bare arrays, and hands it t
 turns the result's gradient into its inputs' gradients.
 """
 
-from tensorlite.ops.activations import add_dropout, dropout, gelu, relu, sigmoid, silu, tanh
+from tensorlite.ops.activations import gelu, relu, sigmoid, silu, tanh
 from tensorlite.ops.attention import scaled_dot_product_attention, self_attention
+from tensorlite.ops.dropout import add_dropout, dropout
 from tensorlite.ops.elementwise import (
     abs,
     add,

@@ -4,7 +4,7 @@ import math
 
 from tensorlite.backends import backend_of
 from tensorlite.dtypes import BOOLEAN, FLOAT32, FLOAT64, INTEGER, KINDS
-from tensorlite.ops.activations import next_place
+from tensorlite.ops.dropout import next_place
 from tensorlite.ops.elementwise import cast, masked_fill, where
 from tensorlite.ops.normalization import softmax
 from tensorlite.ops.operands import data, number, of_one_dtype, real_data
