@@ -197,3 +197,9 @@ def test_a_wider_float_is_rounded_to_the_tensors():
     t += np.ones(2)
     assert t.dtype == np.float32
     assert t.data.tolist() == [2, 2]
+
+
+def test_what_cannot_be_written_into_is_refused():
+    x = Tensor([1.0, 2.0]).broadcast_to(3, 2)
+    with pytest.raises(ValueError, match="^add: .*read-only"):
+        x += 1

@@ -53,10 +53,9 @@ def in_place(op):
         if needs_grad(a) or needs_grad(b):
             return y
         if y.shape != a.shape or KINDS[y.dtype] > KINDS[a.dtype]:
-            raise ValueError(
-                f"{op.__name__}: a result of {y.dtype} {y.shape} does not fit into a tensor of {a.dtype} {a.shape}"
-            )
+            raise ValueError(f"a result of {y.dtype} {y.shape} does not fit into a tensor of {a.dtype} {a.shape}")
         a.data[...] = y.data
         return a
 
-    return method
+    method.__qualname__ = op.__name__
+    return explained(method)
