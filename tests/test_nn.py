@@ -55,11 +55,17 @@ IDS = np.array([[0, 1, 2], [5, 5, 3]])
 
 def test_parameters_are_found_by_name_and_counted_once():
     model = Model()
-    assert list(model.named_parameters()) == NAMES
-    assert model.named_parameters()["head.weight"] is model.wte.weight
+    assert [*dict(model.named_parameters(remove_duplicate=False))] == NAMES
+    assert dict(model.named_parameters(remove_duplicate=False))["head.weight"] is model.wte.weight
     assert len(model.parameters()) == 7
     assert model.num_parameters() == 24 + 2 * 12
     assert [name for name, _ in model.children()] == ["wte", "h.0", "h.1", "head"]
+
+
+def test_named_parameters_yields_pairs_as_pytorchs_does():
+    pairs = list(Model().named_parameters())
+    assert all(isinstance(name, str) and isinstance(p, Parameter) for name, p in pairs)
+    assert "head.weight" not in dict(pairs)  # tied, and known by its first name
 
 
 def test_train_and_eval_reach_every_module():
@@ -166,7 +172,7 @@ def test_layers_against_torch(name, make, options, dtype):
     expected.backward(torch.from_numpy(gy))
     assert_close(y.data, expected.detach().numpy())
     for key, p in other.named_parameters():
-        assert_close(layer.named_parameters()[key].grad, p.grad.numpy(), key)
+        assert_close(dict(layer.named_parameters())[key].grad, p.grad.numpy(), key)
 
 
 def test_initial_values():
@@ -232,14 +238,14 @@ def test_a_sequential_against_torch():
     assert len(ours) == len(theirs)
     for part in (slice(1, None), slice(-2, None), slice(None, None, 3), slice(0, 0)):
         assert type(ours[part]) is nn.Sequential
-        assert list(ours[part].named_parameters()) == list(theirs[part].state_dict())
+        assert [*dict(ours[part].named_parameters())] == list(theirs[part].state_dict())
         assert list(ours[part]) == list(ours)[part]
     np.testing.assert_array_equal(ours[3:](ours[:3](x)).data, y.data)
 
 
 def test_a_sequential_of_functions_and_nested_ones():
     model = nn.Sequential(linear(), tl.tanh, nn.Sequential(linear(), nn.Dropout(0.5)), lambda x: x * 2.0)
-    assert list(model.named_parameters()) == ["0.weight", "2.0.weight"]
+    assert [*dict(model.named_parameters(remove_duplicate=False))] == ["0.weight", "2.0.weight"]
     assert (model[0], model[-3], model[2][0]) == (list(model)[0], tl.tanh, list(model[2])[0])
     assert not model.eval()[2][1].training
     x = np.ones((1, 2), np.float32)
@@ -302,7 +308,7 @@ FOUND = {
 @pytest.mark.parametrize(("make", "own", "in_modules"), FOUND.values(), ids=FOUND)
 def test_parameters_in_containers_are_found_and_trained(make, own, in_modules):
     model = Holder(first=linear(), x=make(), own=parameter())
-    named = model.named_parameters()
+    named = dict(model.named_parameters(remove_duplicate=False))
     assert list(named) == [*own, "own", "first.weight", *in_modules]
     assert all(a is b for a, b in zip(model.parameters(), named.values(), strict=True))
 
@@ -329,7 +335,7 @@ def test_children_and_modules_are_found_in_containers():
     assert [name for name, _ in model.children()] == ["a", "x.0.k.0", "x.1", "b"]
     assert [type(m) for m in model.modules()] == [Holder, nn.Linear, nn.Linear, Holder, nn.Linear, nn.Linear]
     shared = Holder(a=model.a, b=model.a)
-    assert list(shared.named_parameters()) == ["a.weight", "b.weight"]
+    assert [*dict(shared.named_parameters(remove_duplicate=False))] == ["a.weight", "b.weight"]
     assert len(list(shared.modules())) == 2
 
 
@@ -384,7 +390,7 @@ def test_parameters_where_they_would_not_be_found_are_refused(kind, make, item, 
 def test_such_containers_of_other_things_are_fine(value):
     model = Holder(x=value, y=parameter())
     assert model.x is value
-    assert list(model.named_parameters()) == ["y"]
+    assert [*dict(model.named_parameters(remove_duplicate=False))] == ["y"]
 
 
 def test_a_file_is_not_looked_into(tmp_path):
@@ -454,7 +460,7 @@ def test_a_parameter_or_module_is_replaced_by_another_or_none():
     model = Holder(layer=linear(), table=parameter())
     model.table = new = parameter()
     model.layer = Holder(scale=parameter())
-    assert list(model.named_parameters()) == ["table", "layer.scale"]
+    assert [*dict(model.named_parameters(remove_duplicate=False))] == ["table", "layer.scale"]
     assert model.parameters()[0] is new
     with pytest.raises(TypeError, match="Linear"):
         model.table = linear()
@@ -470,10 +476,10 @@ def test_modules_may_refer_to_each_other():
     model = Holder(h=[child, other], own=parameter())
     child.parent = other.parent = model
     model.me = model
-    assert list(model.named_parameters()) == ["own", "h.0.scale", "h.1.scale"]
+    assert [*dict(model.named_parameters(remove_duplicate=False))] == ["own", "h.0.scale", "h.1.scale"]
     assert len(model.parameters()) == 3
     assert list(model.modules()) == [model, child, other]
-    assert list(child.named_parameters()) == ["scale", "parent.own", "parent.h.1.scale"]
+    assert [*dict(child.named_parameters())] == ["scale", "parent.own", "parent.h.1.scale"]
     model.eval()
     assert not other.training
     state = model.state_dict()
@@ -540,7 +546,7 @@ def test_other_tensors_move_along_and_are_no_parameters(make, cuda):
     for values in VALUES:
         t = Tensor(values)
         model = Holder(first=linear(), x=make(t), again=t)
-        names = list(model.named_parameters())
+        names = [*dict(model.named_parameters(remove_duplicate=False))]
         assert model.to("cupy") is model
         assert (tl.backend_of(t.data), t.dtype) == (cuda, values.dtype)
         model.to(dtype=np.float64)
@@ -549,7 +555,7 @@ def test_other_tensors_move_along_and_are_no_parameters(make, cuda):
         assert (type(t.data), t.dtype) == (np.ndarray, np.float32 if values.dtype.kind == "f" else values.dtype)
         np.testing.assert_array_equal(t.data, values)
         assert not t.requires_grad
-        assert list(model.named_parameters()) == list(model.state_dict()) == names
+        assert [*dict(model.named_parameters(remove_duplicate=False))] == list(model.state_dict()) == names
 
 
 def test_a_move_leaves_results_that_are_bound_to_a_graph():

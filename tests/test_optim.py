@@ -260,7 +260,7 @@ def test_groups_take_any_iterable(wrap):
     "make",
     [
         lambda model: (p for p in model.parameters()),
-        lambda model: model.named_parameters().values(),
+        lambda model: (p for _, p in model.named_parameters()),
         lambda model: tuple(model.parameters()),
         lambda model: ({"params": (p for p in [q])} for q in model.parameters()),
         lambda model: decay_groups((p for p in model.parameters()), 0.0),
@@ -287,7 +287,7 @@ GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have 
     [
         (lambda model: AdamW(model), ITERABLE.format("Linear")),
         (lambda model: AdamW(model.weight), ITERABLE.format("Parameter")),
-        (lambda model: AdamW(model.named_parameters()), ITERABLE.format("dict")),
+        (lambda model: AdamW(dict(model.named_parameters())), ITERABLE.format("dict")),
         (lambda model: AdamW({"params": model.parameters()}), ITERABLE.format("dict")),
         (lambda model: AdamW(set(model.parameters())), ITERABLE.format("set")),
         (lambda model: AdamW([{"params": model.weight}]), ITERABLE.format("Parameter")),

@@ -77,14 +77,16 @@ class Module:
                 ahead += reversed([child for _, child in module.children()])
         return iter(found.values())
 
-    def named_parameters(self) -> dict[str, Parameter]:
-        """Every name a parameter goes by: a module's own in order of definition, then its children's. Tied parameters
-        appear once per name."""
-        return _by_name(_named_parameters(self))
+    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
+        """Pairs (name, parameter): a module's own in order of definition, then its children's. A tied parameter comes
+        once, by its first name, or without `remove_duplicate` by each of its names."""
+        named = _by_name(_named_parameters(self))
+        first = {id(p): name for name, p in reversed(named.items())}
+        return ((name, p) for name, p in named.items() if not remove_duplicate or first[id(p)] == name)
 
     def parameters(self) -> list[Parameter]:
         """Every parameter once, in the order of `named_parameters`."""
-        return list({id(p): p for p in self.named_parameters().values()}.values())
+        return [p for _, p in self.named_parameters()]
 
     def num_parameters(self) -> int:
         """The number of trained values."""
@@ -130,7 +132,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters as NumPy arrays by name, tied ones under each of their names."""
-        return {name: np.array(p.numpy()) for name, p in self.named_parameters().items()}
+        return {name: np.array(p.numpy()) for name, p in self.named_parameters(remove_duplicate=False)}
 
     @explained
     def load_state_dict(self, state: dict) -> None:
@@ -142,7 +144,7 @@ class Module:
         """
         if not hasattr(state, "items"):
             raise TypeError(f"expected a dict of arrays by name, got a {type(state).__name__}")
-        named = self.named_parameters()
+        named = dict(self.named_parameters(remove_duplicate=False))
         arrays = {name: np.asarray(value) for name, value in _unwrapped(state, named).items()}
         given = {id(named[name]) for name in arrays if name in named}
         kinds = (
