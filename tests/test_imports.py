@@ -68,6 +68,7 @@ def test_importing_tensorlite_loads_neither_cupy_nor_torch():
 def test_importing_tensorlite_adds_little_to_numpy():
     """Small modules of the standard library, and nothing of NumPy's that waits to be named, as np.random does."""
     added = modules_after("import tensorlite") - modules_after("import numpy")
+    assert "tensorlite.gradcheck.cases" not in added
     small = {"mmap", "threading"}
     assert {module for module in added if module.partition(".")[0] != "tensorlite"} <= small
 
