@@ -17,6 +17,7 @@ import numpy as np
 
 from tensorlite.autograd import no_grad
 from tensorlite.backends import get_backend
+from tensorlite.gradcheck.report import GradcheckError, KinkError, Report
 from tensorlite.tensor import Tensor, grad
 
 RTOL, ATOL = 1e-7, 1e-9  # the quotient itself is good to about 1e-11 for values and slopes of order 1
@@ -25,15 +26,25 @@ MAX_ELEMENTS = 2000  # per input; beyond, directions
 DIRECTIONS = 4
 
 
-class GradcheckError(AssertionError):
-    """A gradient is wrong; the message names the input, the element, what was expected and what came."""
+def gradcheck(fn, *inputs, **options) -> bool:
+    """Check the gradients of `fn` at `inputs`; True, or a GradcheckError that says what is wrong. See `check`."""
+    report = check(fn, *inputs, **options)
+    if report.error:
+        raise report.error
+    return True
 
 
-class KinkError(GradcheckError):
-    """The function has a kink at the point of the check, where it has no derivative: move the point."""
+def check(fn, *inputs, **options) -> Report:
+    """As `gradcheck`, but the result is a Report, which holds the error that `gradcheck` raises."""
+    report = Report()
+    try:
+        _check(fn, *inputs, **options)
+    except GradcheckError as error:
+        error.report, report.error = report, error
+    return report
 
 
-def gradcheck(fn, *inputs, rtol: float = RTOL, atol: float = ATOL, backend: str = "numpy", seed: int = 0) -> bool:
+def _check(fn, *inputs, rtol: float = RTOL, atol: float = ATOL, backend: str = "numpy", seed: int = 0) -> bool:
     """Check the gradients of `fn` at `inputs`; True, or a GradcheckError that says what is wrong.
 
     fn: takes as many Tensors as there are inputs and returns a Tensor of any shape. It must compute the same thing

@@ -1,0 +1,73 @@
+"""What a gradient check has found, and the errors and the warning that say so."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class GradcheckError(AssertionError):
+    """A gradient is wrong; the message names the input, the element, what was expected and what came.
+
+    `report`: the Report it comes from, or None.
+    """
+
+    report: "Report | None" = None
+
+
+class KinkError(GradcheckError):
+    """The function has a kink at the point of the check, where it has no derivative: move the point."""
+
+
+class UndecidedWarning(UserWarning):
+    """Some gradients are neither right nor wrong as far as differences can tell; the message names one and says why."""
+
+
+class Element(NamedTuple):
+    """One comparison: a gradient that the backward pass gave beside the difference quotient.
+
+    index: where in the input, or None for a random direction in it.
+    error: the estimated error of `expected`.
+    ratio: |got - expected| in units of what is allowed: above 1 it is wrong.
+    undecided: the quotient is not good enough to tell.
+    """
+
+    name: str
+    index: tuple[int, ...] | None
+    expected: float
+    error: float
+    got: float
+    ratio: float
+    undecided: bool = False
+
+    def __str__(self) -> str:
+        where = "a random direction" if self.index is None else f"element {self.index}"
+        return (
+            f"{self.name}, {where}: expected {self.expected:.12g} by finite differences,"
+            f" got {self.got:.12g} from the backward pass"
+        )
+
+
+@dataclass
+class Report:
+    """The result of a check.
+
+    worst: the comparisons with the largest ratios, at most MAX_WORST, the largest first.
+    compared, undecided: how many elements and directions were compared, and of how many nothing can be said.
+    error: what `gradcheck` raises, or None.
+    """
+
+    MAX_WORST = 10
+
+    worst: list[Element] = field(default_factory=list)
+    compared: int = 0
+    undecided: int = 0
+    error: GradcheckError | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The largest disagreement in units of what is allowed; 0 if nothing was compared."""
+        return self.worst[0].ratio if self.worst else 0.0
+
+    def add(self, element: Element) -> None:
+        self.compared += 1
+        self.undecided += element.undecided
+        self.worst = sorted([*self.worst, element], key=lambda e: -e.ratio)[: self.MAX_WORST]
