@@ -38,6 +38,10 @@ class Element(NamedTuple):
     ratio: float
     undecided: bool = False
 
+    @property
+    def wrong(self) -> bool:
+        return not (self.ratio <= 1 or self.undecided)  # NaN is wrong, too
+
     def __str__(self) -> str:
         where = "a random direction" if self.index is None else f"element {self.index}"
         return (

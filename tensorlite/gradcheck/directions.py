@@ -1,0 +1,95 @@
+"""Large inputs: the gradient along random directions, and bisection that names the element.
+
+For a direction d the backward pass says g . d and differences say s. A wrong gradient g + e shows as e . d, if that is
+more than tau, what the errors of both may be: TRUST times the estimated error of the quotient, and SCREEN |g * d|.
+Weights are normal numbers, so that e . d is one of standard deviation |e|, and it is at most tau in size with a chance
+of less than
+
+    2 tau / (sqrt(2 pi) |e|)
+
+for each direction. Two exchanged elements whose gradients differ by delta have |e| = sqrt(2) delta: a chance of
+tau / (sqrt(pi) delta), and for DENSE = 4 of them its fourth power: 1e-9 for delta = 100 tau. With signs in the place of
+real weights every second pair would cancel. For quotients good to SCREEN tau is 1e-10 |g|, so that of a million
+elements two are found that differ by 1e-5 of the root mean square gradient, and of three thousand by 6e-7 of it.
+
+SPARSE directions move a few elements alone: functions that saturate, or meet a kink, when all inputs move together have
+a derivative there still.
+"""
+
+import numpy as np
+
+from tensorlite.gradcheck.quotient import EPS, GOOD, TRUST, Search, derivative
+from tensorlite.gradcheck.report import Element
+
+DENSE, SPARSE = 4, 2
+SCREEN = 1e-10
+FEW = 8  # elements that bisection ends with
+
+
+def check_directions(compared, rng) -> None:
+    """Compare along random directions. Where one disagrees, the elements that bisection leads to are compared."""
+    for direction in directions(compared.x.size, rng):
+        element, suspicious = _along(compared, direction)
+        if suspicious:
+            compared.elements(_bisect(compared, direction, element.got - element.expected))
+            element = element._replace(undecided=element.undecided or element.ratio > 1)  # and no element is to blame
+        compared.report.add(element)
+
+
+def directions(size: int, rng):
+    """Flat float64 arrays of weights: DENSE of normal numbers, and SPARSE with only the root of `size` of them."""
+    for _ in range(DENSE):
+        yield rng.standard_normal(size)
+    for _ in range(SPARSE):
+        some = np.zeros(size)
+        where = rng.integers(size, size=int(size**0.5))
+        some[where] = rng.standard_normal(where.size)
+        yield some
+
+
+def _along(compared, direction: np.ndarray) -> tuple[Element, bool]:
+    """The comparison in a direction, and whether it disagrees by more than the errors of both may be."""
+    got, terms, screen = _from_backward(compared, direction)
+    search = _search(compared, direction, lambda q: TRUST * q.error <= screen)
+    compared.no_kink(search, None)
+    if not search.quotients:
+        undecided = search.hidden is None
+        return Element(compared.name, None, 0.0, np.inf if undecided else search.hidden / TRUST, got, 0.0, undecided), False
+    q = search.quotients[0]
+    apart, relative, absolute = abs(got - q.value), *compared.tolerance
+    margin = relative * terms + absolute * float(np.linalg.norm(direction)) + TRUST * q.error
+    ratio = apart / margin if margin else 0.0 if apart == 0 else np.inf
+    undecided = TRUST * q.error > max(margin - TRUST * q.error, GOOD * terms)
+    return Element(compared.name, None, q.value, q.error, got, ratio, undecided), apart > screen + TRUST * q.error
+
+
+def _bisect(compared, direction: np.ndarray, apart: float):
+    """The indices of the FEW elements at the end of the way along which the disagreement, `apart`, stays largest."""
+    suspects = np.flatnonzero(direction)
+    while suspects.size > FEW:
+        half = np.zeros_like(direction)
+        left, right = np.array_split(suspects, 2)
+        half[left] = direction[left]
+        got, _, screen = _from_backward(compared, half)
+        clear = lambda q: TRUST * q.error <= max(screen, abs(got - q.value) / 4, abs(apart) / 4)  # noqa: B023, E731
+        found = _search(compared, half, clear).quotients
+        here = got - found[0].value if found else 0.0
+        suspects, apart = (left, here) if abs(here) >= abs(apart - here) else (right, apart - here)
+    return [np.unravel_index(k, compared.x.shape) for k in suspects]
+
+
+def _from_backward(compared, direction: np.ndarray) -> tuple[float, float, float]:
+    """g . d, |g * d| and the size of a disagreement that is looked into."""
+    terms = compared.gradient.reshape(-1) * direction
+    size = float(np.linalg.norm(terms))
+    return float(terms.sum()), size, compared.screen * size
+
+
+def _search(compared, direction: np.ndarray, enough) -> Search:
+    x, shaped = compared.x, direction.reshape(compared.x.shape)
+    line = compared.shared._replace(
+        at=lambda t: compared.problem.at(compared.i, x + t * shaped),
+        noise=EPS * float(np.linalg.norm(compared.gradient * x)),  # x + t d is rounded, too
+    )
+    scale = max(1.0, float(np.linalg.norm(x)) / x.size**0.5)
+    return derivative(line, compared.step or 2.0 ** np.floor(np.log2(scale) - 4), enough)
