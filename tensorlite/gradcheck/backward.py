@@ -18,7 +18,7 @@ def differentiate(problem: Problem, dtype: np.dtype, cotangent: np.ndarray) -> t
     be = problem.be
     problem.load(dtype)
     outputs = problem.outputs()
-    flat = problem.flat(outputs)
+    flat = problem.flat(outputs).copy()
     for out in outputs:
         if out.dtype != dtype:
             raise GradcheckError(f"gradcheck: {dtype} inputs gave a result of {out.dtype}")

@@ -5,7 +5,7 @@ import numpy as np
 from tensorlite.gradcheck.backward import differentiate
 from tensorlite.gradcheck.directions import SCREEN, check_directions
 from tensorlite.gradcheck.problem import Problem
-from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, distinct
+from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, together
 from tensorlite.gradcheck.report import Element, GradcheckError, KinkError, Report
 
 MAX_ELEMENTS = 2000  # per input; beyond, directions
@@ -29,7 +29,7 @@ def check(
 def _check(problem: Problem, dtype: np.dtype, report: Report, rtol, atol, step, rng) -> None:
     problem.round_to(dtype)
     problem.load(np.dtype(np.float64))
-    base = problem.at()
+    base = problem.at().copy()
     _finite(problem, base)
     # No weight near zero: every output counts.
     cotangent = (rng.choice([-1.0, 1.0], base.size) * rng.uniform(0.5, 2.0, base.size)).astype(dtype).astype(np.float64)
@@ -41,7 +41,7 @@ def _check(problem: Problem, dtype: np.dtype, report: Report, rtol, atol, step, 
     for i, gradient in enumerate(gradients):
         largest = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0.0))
         tolerance = max(rtol, roundings * terms**0.5), atol + roundings * terms**0.5 * largest
-        compared = Comparison(problem, i, gradient, Line(None, base, cotangent), tolerance, step, report)
+        compared = Comparison(problem, i, gradient, Line(None, base, cotangent, cotangent * base), tolerance, step, report)
         compared.screen = max(SCREEN, roundings)
         if not reached[i]:
             compared.unreached(rng)
@@ -148,9 +148,7 @@ class Comparison:
         start = self.step or 2.0 ** np.floor(np.log2(max(abs(scale), 1.0)) - 2)
         search = derivative(line, start, lambda q: TRUST * q.error <= allowed(q) and ratio(q) <= 1)
         if not any(ratio(q) <= 1 for q in search.quotients):
-            other = derivative(line, 0.75 * start, lambda q: False)
-            quotients = distinct(search.quotients + other.quotients)
-            search = Search(quotients, search.hidden and other.hidden, search.kink and other.kink)
+            search = together(search, derivative(line, 0.75 * start, lambda q: False))
         self.no_kink(search, index)
         hidden = search.hidden
         q = min(search.quotients, key=ratio, default=Quotient(0.0, np.inf if hidden is None else hidden / TRUST))

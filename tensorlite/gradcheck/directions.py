@@ -1,16 +1,16 @@
 """Large inputs: the gradient along random directions, and bisection that names the element.
 
 For a direction d the backward pass says g . d and differences say s. A wrong gradient g + e shows as e . d, if that is
-more than tau, what the errors of both may be: TRUST times the estimated error of the quotient, and SCREEN |g * d|.
-Weights are normal numbers, so that e . d is one of standard deviation |e|, and it is at most tau in size with a chance
-of less than
+more than tau, what the errors of both may be: TRUST times the estimated error of the quotient, and SCREEN |g * d|. The
+weights are uniform between -sqrt(3) and sqrt(3). A sum of independent numbers has nowhere a higher density than any of
+them alone, so that of e . d is at most 1 / (2 sqrt(3) max|e|), and the chance that it is within tau is at most
 
-    2 tau / (sqrt(2 pi) |e|)
+    tau / (sqrt(3) max|e|)
 
-for each direction. Two exchanged elements whose gradients differ by delta have |e| = sqrt(2) delta: a chance of
-tau / (sqrt(pi) delta), and for DENSE = 4 of them its fourth power: 1e-9 for delta = 100 tau. With signs in the place of
-real weights every second pair would cancel. For quotients good to SCREEN tau is 1e-10 |g|, so that of a million
-elements two are found that differ by 1e-5 of the root mean square gradient, and of three thousand by 6e-7 of it.
+in each direction, whatever else of e there is to cancel it. For two exchanged elements max|e| is the difference of their
+gradients: with DENSE = 4 directions one of 100 tau is missed with a chance of 1.2e-9. (With signs for weights every
+second pair would cancel.) Where the quotient is good to SCREEN tau is 1e-10 |g|, so that of a million elements two are
+found whose gradients differ by 1e-5 of the root mean square, and of three thousand by 6e-7 of it.
 
 SPARSE directions move a few elements alone: functions that saturate, or meet a kink, when all inputs move together have
 a derivative there still.
@@ -37,13 +37,13 @@ def check_directions(compared, rng) -> None:
 
 
 def directions(size: int, rng):
-    """Flat float64 arrays of weights: DENSE of normal numbers, and SPARSE with only the root of `size` of them."""
+    """Flat float64 arrays of weights: DENSE without zeros, and SPARSE where all but about the root of `size` are."""
     for _ in range(DENSE):
-        yield rng.standard_normal(size)
+        yield rng.uniform(-(3**0.5), 3**0.5, size)
     for _ in range(SPARSE):
         some = np.zeros(size)
         where = rng.integers(size, size=int(size**0.5))
-        some[where] = rng.standard_normal(where.size)
+        some[where] = rng.uniform(-(3**0.5), 3**0.5, where.size)
         yield some
 
 
@@ -87,9 +87,15 @@ def _from_backward(compared, direction: np.ndarray) -> tuple[float, float, float
 
 def _search(compared, direction: np.ndarray, enough) -> Search:
     x, shaped = compared.x, direction.reshape(compared.x.shape)
+
+    def at(t: float) -> np.ndarray:
+        moved = t * shaped
+        moved += x
+        return compared.problem.at(compared.i, moved)
+
     line = compared.shared._replace(
-        at=lambda t: compared.problem.at(compared.i, x + t * shaped),
+        at=at,
         noise=EPS * float(np.linalg.norm(compared.gradient * x)),  # x + t d is rounded, too
     )
     scale = max(1.0, float(np.linalg.norm(x)) / x.size**0.5)
-    return derivative(line, compared.step or 2.0 ** np.floor(np.log2(scale) - 4), enough)
+    return derivative(line, compared.step or 2.0 ** np.floor(np.log2(scale) - 5), enough)

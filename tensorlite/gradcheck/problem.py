@@ -106,7 +106,7 @@ class Problem:
 
     @no_grad()
     def at(self, i: int | None = None, moved: np.ndarray | None = None) -> np.ndarray:
-        """All outputs in one flat float64 array, with `moved` in the place of input i."""
+        """All outputs in one flat float64 array, which the next call may change, with `moved` in the place of input i."""
         if i is None:
             return self.flat(self.outputs())
         kept = self.tensors[i].data
@@ -117,7 +117,7 @@ class Problem:
             self.tensors[i].data = kept
 
     def flat(self, outputs: list[Tensor]) -> np.ndarray:
-        arrays = [self.be.to_numpy(t.data).astype(np.float64).reshape(-1) for t in outputs]  # copies
+        arrays = [self.be.to_numpy(t.data).astype(np.float64, copy=False).reshape(-1) for t in outputs]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

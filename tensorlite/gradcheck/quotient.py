@@ -32,6 +32,7 @@ class Line(NamedTuple):
     at: Callable[[float], np.ndarray]  # t -> y(t), flat, float64
     base: np.ndarray  # y(0)
     cotangent: np.ndarray
+    weighted: np.ndarray  # cotangent * base
     origin: float = 0.0  # the coordinate that t is added to, if it is one: its rounding decides how far t really goes
     noise: float = 0.0  # of L, besides the rounding of y
 
@@ -75,7 +76,7 @@ class _Step(NamedTuple):
 def derivative(line: Line, start: float, enough: Callable[[Quotient], bool]) -> Search:
     """The derivative of L at 0, from steps of at most `start`, which end with the first quotient that is `enough`."""
     found, steps, row = [], [], []
-    moving = np.zeros(line.base.shape, bool)
+    moving = _Moving(line)
     for k in range(STEPS):
         step = _step(line, start * SHRINK**-k, moving)
         if step is None:
@@ -101,26 +102,56 @@ def distinct(quotients: list[Quotient]) -> list[Quotient]:
     return kept
 
 
-def _step(line: Line, h: float, moving: np.ndarray) -> _Step | None:
-    """The quotient at h, or None where the function has no value there. The outputs are subtracted before they are
-    added up: what does not move cancels to the bit, however large it is.
+class _Moving:
+    """Which outputs move along a line, of those only the rounding counts: its size in L, for values as they are."""
 
-    moving: which outputs were seen to move; updated.
-    """
+    def __init__(self, line: Line):
+        self.line, self.outputs, self.count, self.rounding = line, np.zeros(line.base.shape, bool), 0, 0.0
+
+    def add(self, outputs: np.ndarray) -> None:
+        self.outputs |= outputs
+        count = np.count_nonzero(self.outputs)
+        if count != self.count:
+            self.count = count
+            self.rounding = EPS * float(np.linalg.norm(self.line.weighted[self.outputs]))
+
+
+def together(a: Search, b: Search) -> Search:
+    """The result of two searches from different steps: what nearly the same quotient differs by in them is its error."""
+
+    def compared(quotients: list[Quotient], others: list[Quotient]) -> list[Quotient]:
+        apart = [[abs(q.value - o.value) for o in others] for q in quotients]
+        return [
+            q._replace(error=max([q.error, *(d for d in ds if d <= SETTLED * abs(q.value))]))
+            for q, ds in zip(quotients, apart, strict=True)
+        ]
+
+    quotients = compared(a.quotients, b.quotients) + compared(b.quotients, a.quotients)
+    hidden = None if a.hidden is None or b.hidden is None else max(a.hidden, b.hidden)
+    return Search(distinct(quotients), hidden, a.kink and b.kink)
+
+
+def _step(line: Line, h: float, moving: _Moving) -> _Step | None:
+    """The quotient at h, or None where the function has no value there. The outputs are subtracted before they are
+    added up: what does not move cancels to the bit, however large it is."""
     with np.errstate(all="ignore"):
         try:
-            high, low = line.at(h), line.at(-h)
+            up = line.at(h) - line.base
+            down = line.base - line.at(-h)
         except (ArithmeticError, ValueError):  # a function may raise for what it is not defined for
             return None
-        change, width = high - low, (line.origin + h) - (line.origin - h)
-        slope = float(line.cotangent @ change) / width
+        up *= line.cotangent  # in place, for they may be many
+        down *= line.cotangent
+        right, left = float(up.sum()), float(down.sum())
+        width = (line.origin + h) - (line.origin - h)
+        slope = (right + left) / width
         if not np.isfinite(slope):
             return None
-        moving |= change != 0
-        size = float(np.abs(line.cotangent) @ np.abs(change)) / width
-        rounding = line.noise + EPS * float(np.linalg.norm(line.cotangent * np.where(moving, high, 0.0)))
-        jump = float(line.cotangent @ ((high - line.base) - (line.base - low))) / h
-    return _Step(h, slope, size, rounding / h, jump)
+        up += down
+        moving.add(up != 0)
+        change = float(np.abs(up, out=up).sum())
+        rounding = line.noise + moving.rounding + EPS * change
+    return _Step(h, slope, change / width, rounding / h, (right - left) / h)
 
 
 def _extrapolate(slope: float, above: list[float]) -> tuple[list[float], list[float]]:
@@ -161,7 +192,7 @@ def _hidden(line: Line, steps: list[_Step]) -> float | None:
         still = k
     if still > STEPS // 2:
         return None
-    return HIDDEN * EPS * float(np.linalg.norm(line.cotangent * line.base)) / steps[still].h
+    return HIDDEN * EPS * float(np.linalg.norm(line.weighted)) / steps[still].h
 
 
 def _bends(steps: list[_Step]) -> bool:
