@@ -6,8 +6,8 @@
 A draw is a smooth function of one variable and a point x, of any size from 1e-8 to 1e8: one or two of exp, log, tanh,
 sin, cos, sigmoid, powers, roots and rational functions inside each other, with arguments of x's own size and others,
 shifted, scaled to results from 1e-8 to 1e8, and sometimes beside a constant that is larger than they are. Points where
-the function or its derivative is 0 or overflows are drawn anew. Errors are planted by a factor of 1 + e into one of five
-such derivatives, where the rest are right.
+the function or its derivative is 0 or overflows are drawn anew. Errors are planted by a factor of 1 + e into one of
+five such derivatives, where the rest are right.
 """
 
 import argparse
@@ -74,10 +74,11 @@ def study_planted(error: float, draws: int, rng) -> dict:
     """What becomes of a gradient off by this factor, less 1."""
     count = Counter(caught=0, undecided=0, passed=0)
     for _ in range(draws):
-        functions, points = zip(*(draw(rng)[1:] for _ in range(ELEMENTS)), strict=True)
+        functions, points = map(list, zip(*(draw(rng)[1:] for _ in range(ELEMENTS)), strict=True))
+        functions[WRONG] = planted(functions[WRONG], error)
 
         def fn(*inputs, functions=functions):
-            return [f(off(x, error) if k == WRONG else x) for k, (f, x) in enumerate(zip(functions, inputs, strict=True))]
+            return [f(x) for f, x in zip(functions, inputs, strict=True)]
 
         report = check(fn, *points)
         caught = report.error is not None and any(e.wrong and e.name == f"input {WRONG}" for e in report.worst)
@@ -86,8 +87,8 @@ def study_planted(error: float, draws: int, rng) -> dict:
     return {"what": "planted", "error": error, "draws": draws, **count}
 
 
-def off(x: Tensor, error: float) -> Tensor:
-    return record(x.data, (x,), lambda gy: (gy * (1 + error),))
+def planted(fn: Callable, error: float) -> Callable:
+    return lambda x: fn(record(x.data, (x,), lambda gy: (gy * (1 + error),)))
 
 
 def draw(rng) -> tuple[str, Callable, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from tensorlite.autograd import Node, op_name
 from tensorlite.gradcheck.problem import Problem
 from tensorlite.gradcheck.report import GradcheckError
-from tensorlite.tensor import Tensor, grad, record
+from tensorlite.tensor import grad, record
 
 
 def differentiate(problem: Problem, dtype: np.dtype, cotangent: np.ndarray) -> tuple[np.ndarray, list, list[bool]]:
@@ -74,7 +74,7 @@ def _watched(node: Node, be):
             )
         for name, array, bits in saved:
             if _bits(be, array) != bits:
-                raise GradcheckError(f"gradcheck: the backward pass wrote into a saved array: {name}, in the vjp of {op}")
+                raise GradcheckError(f"gradcheck: the backward pass wrote into a saved array: {name} of {op}'s vjp")
         _well_formed(gparents, parents, op, be.xp.ndarray)
         return gparents
 
@@ -103,11 +103,12 @@ def _well_formed(gparents, parents, op: str, array_type: type) -> None:
             )
         if g.dtype != parent.dtype:
             raise GradcheckError(f"{what} a gradient of {g.dtype}, expected {parent.dtype}")
-        if not _broadcasts(parent.shape, g.shape):
+        if not stretches(parent.shape, g.shape):
             raise GradcheckError(f"{what} a gradient of shape {g.shape}, expected {parent.shape}")
 
 
-def _broadcasts(shape: tuple, to: tuple) -> bool:
+def stretches(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to the other shape."""
     lead = len(to) - len(shape)
     return lead >= 0 and all(n in (1, m) for n, m in zip(shape, to[lead:], strict=True))
 

@@ -7,10 +7,10 @@ them alone, so that of e . d is at most 1 / (2 sqrt(3) max|e|), and the chance t
 
     tau / (sqrt(3) max|e|)
 
-in each direction, whatever else of e there is to cancel it. For two exchanged elements max|e| is the difference of their
-gradients: with DENSE = 4 directions one of 100 tau is missed with a chance of 1.2e-9. (With signs for weights every
-second pair would cancel.) Where the quotient is good to SCREEN tau is 1e-10 |g|, so that of a million elements two are
-found whose gradients differ by 1e-5 of the root mean square, and of three thousand by 6e-7 of it.
+in each direction, whatever else of e there is to cancel it. For two exchanged elements max|e| is the difference of
+their gradients: with DENSE = 4 directions one of 100 tau is missed with a chance of 1.2e-9. (With signs for weights
+every second pair would cancel.) Where the quotient is good to SCREEN tau is some 2e-10 |g|, so that of a million
+elements two are found whose gradients differ by 2e-5 of the root mean square, and of three thousand by 1e-6 of it.
 
 SPARSE directions move a few elements alone: functions that saturate, or meet a kink, when all inputs move together have
 a derivative there still.
@@ -51,10 +51,10 @@ def _along(compared, direction: np.ndarray) -> tuple[Element, bool]:
     """The comparison in a direction, and whether it disagrees by more than the errors of both may be."""
     got, terms, screen = _from_backward(compared, direction)
     search = _search(compared, direction, lambda q: TRUST * q.error <= screen)
-    compared.no_kink(search, None)
+    compared.smooth(search, "a random direction")
     if not search.quotients:
-        undecided = search.hidden is None
-        return Element(compared.name, None, 0.0, np.inf if undecided else search.hidden / TRUST, got, 0.0, undecided), False
+        error = np.inf if search.hidden is None else search.hidden / TRUST
+        return Element(compared.name, None, 0.0, error, got, 0.0, undecided=search.hidden is None), False
     q = search.quotients[0]
     apart, relative, absolute = abs(got - q.value), *compared.tolerance
     margin = relative * terms + absolute * float(np.linalg.norm(direction)) + TRUST * q.error
@@ -93,7 +93,7 @@ def _search(compared, direction: np.ndarray, enough) -> Search:
         moved += x
         return compared.problem.at(compared.i, moved)
 
-    line = compared.shared._replace(
+    line = compared.line._replace(
         at=at,
         noise=EPS * float(np.linalg.norm(compared.gradient * x)),  # x + t d is rounded, too
     )

@@ -1,4 +1,4 @@
-"""A function with its inputs in hand, so that it can be evaluated with one of them moved, in float64 or another dtype."""
+"""A function with its inputs in hand: it can be evaluated with one of them moved, and loaded in another dtype."""
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class Problem:
 
     @no_grad()
     def at(self, i: int | None = None, moved: np.ndarray | None = None) -> np.ndarray:
-        """All outputs in one flat float64 array, which the next call may change, with `moved` in the place of input i."""
+        """All outputs, with `moved` in the place of input i, in a flat float64 array that the next call may change."""
         if i is None:
             return self.flat(self.outputs())
         kept = self.tensors[i].data

@@ -9,6 +9,7 @@ Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Advances in Engineeri
 both show in the estimate. So neither the size of the inputs nor the curvature of the function has to be known.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 EPS = 2.0**-52
 SHRINK = 4.0  # from a step to the next
-STEPS = 20  # so the last is 4e-12 of the first
+STEPS = 24  # so the last is 1e-14 of the first
 COLUMNS = 4  # powers of h^2 taken out
 TRUST = 8.0  # the true error is taken to be up to so many times the estimated one
 SETTLED = 1e-2  # with a larger relative error a value is noise, or of steps too large for this derivative
@@ -117,7 +118,33 @@ class _Moving:
 
 
 def together(a: Search, b: Search) -> Search:
-    """The result of two searches from different steps: what nearly the same quotient differs by in them is its error."""
+    """The result of two searches from different steps: the quotients that both came to. What they differ by is an error
+    of them, too."""
+    quotients = []
+    for q, other in itertools.product(a.quotients, b.quotients):
+        apart = abs(q.value - other.value)
+        if apart <= SETTLED * abs(q.value):
+            quotients.append(min(q, other, key=lambda q: q.error)._replace(error=max(apart, min(q.error, other.error))))
+    hidden = None if a.hidden is None or b.hidden is None else max(a.hidden, b.hidden)
+    return Search(distinct(quotients), hidden, a.kink and b.kink)
+
+
+class _Moving:
+    """Which outputs move along a line, of those only the rounding counts: its size in L, for values as they are."""
+
+    def __init__(self, line: Line):
+        self.line, self.outputs, self.count, self.rounding = line, np.zeros(line.base.shape, bool), 0, 0.0
+
+    def add(self, outputs: np.ndarray) -> None:
+        self.outputs |= outputs
+        count = np.count_nonzero(self.outputs)
+        if count != self.count:
+            self.count = count
+            self.rounding = EPS * float(np.linalg.norm(self.line.weighted[self.outputs]))
+
+
+def together(a: Search, b: Search) -> Search:
+    """The result of two searches from different steps. What nearly the same quotient differs by is its error."""
 
     def compared(quotients: list[Quotient], others: list[Quotient]) -> list[Quotient]:
         apart = [[abs(q.value - o.value) for o in others] for q in quotients]
@@ -165,8 +192,8 @@ def _extrapolate(slope: float, above: list[float]) -> tuple[list[float], list[fl
 
 
 def _with_noise(found: list[list[Quotient]], steps: list[_Step]) -> list[Quotient]:
-    """All quotients, with the noise of L in their errors: at smaller steps than theirs the slopes should not differ, and
-    what they differ by is noise. Two neighbours may agree by chance."""
+    """All quotients, with the noise of L in their errors: at smaller steps than theirs the slopes should not differ,
+    and what they differ by is noise. Two neighbours may agree by chance."""
     noise, quotients = 0.0, []
     for k in reversed(range(len(steps))):
         if k + 1 < len(steps):
@@ -177,14 +204,14 @@ def _with_noise(found: list[list[Quotient]], steps: list[_Step]) -> list[Quotien
 
 def _jumps(value: float, steps: list[_Step]) -> bool:
     """Whether from one step to the next the slope comes from afar to this value at once: of a smooth function it would
-    by a power of the step. A function that is rounded inside to few digits is a staircase, and flat between two stairs."""
+    by a power of the step. One that is rounded inside to few digits is a staircase, and flat between two stairs."""
     apart = [abs(s.slope - value) for s in steps]
     first = next((k for k, a in enumerate(apart) if a <= 0.5 * abs(value)), 0)
     return first > 0 and apart[first - 1] > max(abs(value), JUMP * apart[first])
 
 
 def _hidden(line: Line, steps: list[_Step]) -> float | None:
-    """The derivative that rounding may hide, if from an early step on the outputs move by no more than their rounding."""
+    """The derivative that rounding may hide, if from an early step on the outputs move by no more than theirs."""
     still = STEPS
     for k in reversed(range(len(steps))):
         if steps[k].size > HIDDEN * steps[k].rounding:
