@@ -30,7 +30,7 @@ ARROWS = {
     "creation": {"ops", "tensor", "backends", "dtypes", "random", "words"},
     "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random", "words"},
     "optim": {"nn", "tensor", "backends", "words"},
-    "gradcheck": {"gradcheck", "autograd", "tensor", "backends"},
+    "gradcheck": {"gradcheck", "nn", "tensor", "autograd", "backends"},
     "doctor": {"doctor"},  # of the others the public names only
     "pytest_plugin": set(),  # the same
 }

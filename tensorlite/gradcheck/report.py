@@ -1,6 +1,5 @@
 """What a gradient check has found, and the errors and the warning that say so."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -38,29 +37,41 @@ class Element(NamedTuple):
     ratio: float
     undecided: bool = False
 
+    @property
+    def wrong(self) -> bool:
+        return not (self.ratio <= 1 or self.undecided)  # NaN is wrong, too
+
+    @property
+    def relative_error(self) -> float:
+        return self.error / abs(self.expected) if self.expected else float("inf")
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}, {'a random direction' if self.index is None else f'element {self.index}'}"
+
     def __str__(self) -> str:
-        where = "a random direction" if self.index is None else f"element {self.index}"
         return (
-            f"{self.name}, {where}: expected {self.expected:.12g} by finite differences,"
+            f"{self.place}: expected {self.expected:.12g} by finite differences,"
             f" got {self.got:.12g} from the backward pass"
         )
 
 
-@dataclass
 class Report:
     """The result of a check.
 
     worst: the comparisons with the largest ratios, at most MAX_WORST, the largest first.
     compared, undecided: how many elements and directions were compared, and of how many nothing can be said.
+    doubtful: the undecided one with the largest error, or None.
     error: what `gradcheck` raises, or None.
     """
 
     MAX_WORST = 10
 
-    worst: list[Element] = field(default_factory=list)
-    compared: int = 0
-    undecided: int = 0
-    error: GradcheckError | None = None
+    def __init__(self):
+        self.worst: list[Element] = []
+        self.compared = self.undecided = 0
+        self.doubtful: Element | None = None
+        self.error: GradcheckError | None = None
 
     @property
     def ratio(self) -> float:
@@ -69,5 +80,18 @@ class Report:
 
     def add(self, element: Element) -> None:
         self.compared += 1
-        self.undecided += element.undecided
-        self.worst = sorted([*self.worst, element], key=lambda e: -e.ratio)[: self.MAX_WORST]
+        if element.undecided:
+            self.undecided += 1
+            self.doubtful = max(self.doubtful or element, element, key=lambda e: e.relative_error)
+        self.worst.append(element)
+        self.worst.sort(key=lambda e: -e.ratio)  # a list that is sorted but for one is quick to sort
+        del self.worst[self.MAX_WORST :]
+
+    def doubt(self) -> str:
+        """The warning that some are undecided."""
+        e = self.doubtful
+        return (
+            f"gradcheck: {self.undecided} of {self.compared} gradients are not checkable here; {e.place}: the quotient"
+            f" is {f'only good to {e.relative_error:.0e}' if e.relative_error < 1 else 'noise'}, got {e.got:.6g}; move"
+            " the point to where rounding does not hide the slope"
+        )
