@@ -5,7 +5,7 @@ import numpy as np
 from tensorlite.gradcheck.backward import differentiate, stretches
 from tensorlite.gradcheck.directions import SCREEN, check_directions
 from tensorlite.gradcheck.problem import Problem
-from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, together
+from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, power_of_two, together
 from tensorlite.gradcheck.report import Element, GradcheckError, KinkError, Report
 
 FLOAT64 = np.dtype(np.float64)
@@ -59,8 +59,8 @@ def _weights(problem: Problem, base: np.ndarray, rng) -> np.ndarray:
     weights = rng.choice([-1.0, 1.0], base.size) * rng.uniform(0.5, 2.0, base.size)
     if len(problem.shapes) > 1:
         for piece, values in zip(problem.split(weights), problem.split(base), strict=True):
-            largest = np.abs(values).max(initial=0.0)
-            piece *= 2.0 ** -np.floor(np.log2(largest)) if largest else 1.0
+            largest = float(np.abs(values).max(initial=0.0))
+            piece /= power_of_two(largest) if largest else 1.0
     return weights
 
 
@@ -141,7 +141,7 @@ class Comparison:
             return np.inf if not np.isfinite(got) else excess / margin if margin else np.inf if excess else 0.0
 
         line = self.line._replace(at=at, origin=x)
-        start = self.step or 2.0 ** np.floor(np.log2(max(abs(x), 1.0)) - 2)
+        start = self.step or power_of_two(max(abs(x), 1.0)) / 4
         search = derivative(line, start, lambda q: TRUST * q.error <= allowed(q) and ratio(q) <= 1)
         if not any(ratio(q) <= 1 for q in search.quotients):
             search = together(search, derivative(line, 0.75 * start, lambda q: False))

@@ -18,7 +18,7 @@ a derivative there still.
 
 import numpy as np
 
-from tensorlite.gradcheck.quotient import EPS, GOOD, TRUST, Search, derivative
+from tensorlite.gradcheck.quotient import EPS, GOOD, TRUST, Search, derivative, power_of_two
 from tensorlite.gradcheck.report import Element
 
 DENSE, SPARSE = 4, 2
@@ -98,4 +98,4 @@ def _search(compared, direction: np.ndarray, enough) -> Search:
         noise=EPS * float(np.linalg.norm(compared.gradient * x)),  # x + t d is rounded, too
     )
     scale = max(1.0, float(np.linalg.norm(x)) / x.size**0.5)
-    return derivative(line, compared.step or 2.0 ** np.floor(np.log2(scale) - 5), enough)
+    return derivative(line, compared.step or power_of_two(scale) / 32, enough)

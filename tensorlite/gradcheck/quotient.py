@@ -10,6 +10,7 @@ both show in the estimate. So neither the size of the inputs nor the curvature o
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -93,6 +94,11 @@ def derivative(line: Line, start: float, enough: Callable[[Quotient], bool]) -> 
         found.append(quotients)
     quotients = [q for q in _with_noise(found, steps) if not _jumps(q.value, steps)]
     return Search(distinct(quotients), _hidden(line, steps), _kink(steps))
+
+
+def power_of_two(x: float) -> float:
+    """The largest up to x. A step that is one is added to most numbers without rounding."""
+    return math.ldexp(0.5, math.frexp(x)[1])
 
 
 def distinct(quotients: list[Quotient]) -> list[Quotient]:
