@@ -1,5 +1,7 @@
 """The comparison of what the backward pass gives with what differences say, element by element or along directions."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tensorlite.gradcheck.backward import differentiate, stretches
@@ -41,9 +43,8 @@ def _check(problem: Problem, dtype: np.dtype, report: Report, rtol, atol, step, 
     sums = roundings * max(base.size, *(p.size for p in problem.points)) ** 0.5  # of so many terms, each rounded
     for i, gradient in enumerate(gradients):
         largest = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0.0))
-        compared = Comparison(problem, i, gradient, line, report)
-        compared.step, compared.screen = step, max(SCREEN, roundings)
-        compared.tolerance = max(rtol, sums), atol + sums * largest
+        limits = Limits(max(rtol, sums), atol + sums * largest, max(SCREEN, roundings), step)
+        compared = Comparison(problem, i, gradient, line, limits, report)
         if not reached[i]:
             compared.unreached(rng)
         elif gradient.size <= MAX_ELEMENTS:
@@ -94,20 +95,24 @@ def _repeatable(problem: Problem, dtype: np.dtype, cotangent: np.ndarray) -> tup
     return gradients, reached
 
 
+class Limits(NamedTuple):
+    """What is allowed."""
+
+    relative: float  # error of an element, relative to it
+    absolute: float
+    screen: float  # disagreement along a direction, relative to the terms it is the sum of, that is not looked into
+    step: float | None  # the largest
+
+
 class Comparison:
     """The gradient of one input beside the difference quotients, which go into the report.
 
     line: the base and the cotangent of every line.
-    tolerance: (relative, absolute), of an element.
-    screen: of a direction, relative to the terms it is the sum of.
     """
 
-    tolerance: tuple[float, float]
-    screen: float
-    step: float | None
-
-    def __init__(self, problem: Problem, i: int, gradient: np.ndarray, line: Line, report: Report):
-        self.problem, self.i, self.gradient, self.line, self.report = problem, i, gradient, line, report
+    def __init__(self, problem: Problem, i: int, gradient: np.ndarray, line: Line, limits: Limits, report: Report):
+        self.problem, self.i, self.gradient, self.report = problem, i, gradient, report
+        self.line, self.limits = line, limits
         self.name, self.x = problem.names[i], problem.points[i]
 
     def elements(self, indices) -> None:
@@ -134,14 +139,14 @@ class Comparison:
             return self.problem.at(self.i, moved)
 
         def allowed(q: Quotient) -> float:
-            return self.tolerance[1] + self.tolerance[0] * max(abs(q.value), q.size)
+            return self.limits.absolute + self.limits.relative * max(abs(q.value), q.size)
 
         def ratio(q: Quotient) -> float:
             excess, margin = abs(got - q.value), allowed(q) + TRUST * q.error
             return np.inf if not np.isfinite(got) else excess / margin if margin else np.inf if excess else 0.0
 
         line = self.line._replace(at=at, origin=x)
-        start = self.step or power_of_two(max(abs(x), 1.0)) / 4
+        start = self.limits.step or power_of_two(max(abs(x), 1.0)) / 4
         search = derivative(line, start, lambda q: TRUST * q.error <= allowed(q) and ratio(q) <= 1)
         if not any(ratio(q) <= 1 for q in search.quotients):
             search = together(search, derivative(line, 0.75 * start, lambda q: False))
