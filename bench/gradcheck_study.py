@@ -11,6 +11,8 @@ five such derivatives, where the rest are right.
 """
 
 import argparse
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -48,14 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=10_000, help="correct gradients (default: %(default)s)")
     parser.add_argument("--planted", type=int, default=200, help="wrong ones of each size (default: %(default)s)")
+    parser.add_argument("--large", type=int, default=1_000_000, help="elements of an input (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
     correct = study_correct(args.draws, np.random.default_rng(args.seed))
     print(f"{args.draws} correct gradients: {correct['accused']} accused, {correct['undecided']} undecided")
-    planted = [study_planted(e, args.planted, np.random.default_rng(args.seed + 1)) for e in ERRORS]
-    print(table(planted))
-    write_results(args.json, results=[{"what": "correct", **correct}, *planted])
+    rows = [study_planted(e, args.planted, np.random.default_rng(args.seed + 1)) for e in ERRORS]
+    print(table(rows))
+    large = [study_large(name, args.large) for name in ("x * x", "tanh")]
+    write_results(args.json, results=[{"what": "correct", **correct}, *rows, *large])
 
 
 def study_correct(draws: int, rng) -> dict:
@@ -85,6 +89,20 @@ def study_planted(error: float, draws: int, rng) -> dict:
         undecided = any(e.undecided and e.name == f"input {WRONG}" for e in report.worst)
         count["caught" if caught else "undecided" if undecided else "passed"] += 1
     return {"what": "planted", "error": error, "draws": draws, **count}
+
+
+def study_large(name: str, size: int) -> dict:
+    """The seconds that an input of so many elements takes."""
+    fn = {"x * x": lambda x: x * x, "tanh": lambda x: x.tanh()}[name]
+    x, times = np.random.default_rng(0).standard_normal(size), []
+    for _ in range(5):
+        start = time.perf_counter()
+        report = check(fn, x)
+        times.append(time.perf_counter() - start)
+        assert report.error is None
+    seconds = round(statistics.median(times), 3)
+    print(f"{name} of {size} elements: {seconds:.2f} s")
+    return {"what": "large", "function": name, "elements": size, "seconds": seconds}
 
 
 def planted(fn: Callable, error: float) -> Callable:

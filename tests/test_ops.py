@@ -11,7 +11,8 @@ from cases import CASES, torch_function
 from tolerances import assert_close
 
 import tensorlite as tl
-from tensorlite import Tensor, backends, grad, gradcheck, ops, random
+from tensorlite import Tensor, backends, grad, ops, random
+from tensorlite.gradcheck import check
 
 FLOATS = (np.float32, np.float64)
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -67,9 +68,16 @@ def test_every_op_has_a_case():
     assert {case.op for case in CASES} == set(ops.__all__)
 
 
+# How many elements differences cannot decide: below -7 what is left of 1 + erf(x) has two digits, and so has gelu.
+UNDECIDED = {"gelu: both tails": 1}
+
+
 @every_case
 def test_against_finite_differences(case, backend):
-    assert gradcheck(case.fn, *case.arrays(), backend=backend.name)
+    report = check(case.fn, *case.arrays(), backend=backend.name)
+    if report.error:
+        raise report.error
+    assert report.undecided <= UNDECIDED.get(f"{case.op}: {case.id}", 0), report.doubt()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -26,7 +26,7 @@ def gradcheck(fn, *inputs, **options) -> bool:
     rtol, atol: a gradient g is right if |g - expected| <= atol + rtol * |expected| and what the estimated error of
         `expected`, a difference quotient, and rounding allow. Defaults: 1e-7 and 0.
     dtype: of the gradients. With "float32", or "bfloat16" where the backend has it, the gradients in that dtype are
-        held against the float64 function; tolerances are 16 roundings times the root of the number of terms.
+        held against the float64 function; tolerances are four times its eps and the root of the number of terms.
     step: the largest step, for a function that may not be evaluated far from the inputs; without it a quarter of an
         element, or of 1 if that is larger.
     backend: where to run it. seed: of the random numbers.

@@ -1,11 +1,13 @@
 """The comparison of what the backward pass gives with what differences say, element by element or along directions."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tensorlite.gradcheck.backward import differentiate, stretches
 from tensorlite.gradcheck.directions import SCREEN, check_directions
 from tensorlite.gradcheck.problem import Problem
-from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, together
+from tensorlite.gradcheck.quotient import GOOD, TRUST, Line, Quotient, Search, derivative, power_of_two, together
 from tensorlite.gradcheck.report import Element, GradcheckError, KinkError, Report
 
 FLOAT64 = np.dtype(np.float64)
@@ -32,18 +34,17 @@ def _check(problem: Problem, dtype: np.dtype, report: Report, rtol, atol, step, 
     problem.load(FLOAT64)
     base = problem.at().copy()
     _finite(problem, base)
-    weights = rng.choice([-1.0, 1.0], base.size) * rng.uniform(0.5, 2.0, base.size)  # none near 0: each output counts
-    cotangent = weights.astype(dtype).astype(FLOAT64)
+    cotangent = _weights(problem, base, rng).astype(dtype).astype(FLOAT64)
     gradients, reached = _repeatable(problem, dtype, cotangent)
     problem.load(FLOAT64)
     line = Line(None, base, cotangent, cotangent * base)
-    roundings = 16 * (float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7)
+    eps = float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7
+    roundings = eps * (16 if dtype == FLOAT64 else 4)  # in float64 there is room, in bfloat16 not
     sums = roundings * max(base.size, *(p.size for p in problem.points)) ** 0.5  # of so many terms, each rounded
     for i, gradient in enumerate(gradients):
         largest = float(np.abs(gradient[np.isfinite(gradient)]).max(initial=0.0))
-        compared = Comparison(problem, i, gradient, line, report)
-        compared.step, compared.screen = step, max(SCREEN, roundings)
-        compared.tolerance = max(rtol, sums), atol + sums * largest
+        limits = Limits(max(rtol, sums), atol + sums * largest, max(SCREEN, roundings), step)
+        compared = Comparison(problem, i, gradient, line, limits, report)
         if not reached[i]:
             compared.unreached(rng)
         elif gradient.size <= MAX_ELEMENTS:
@@ -53,10 +54,19 @@ def _check(problem: Problem, dtype: np.dtype, report: Report, rtol, atol, step, 
             check_directions(compared, rng)
 
 
+def _weights(problem: Problem, base: np.ndarray, rng) -> np.ndarray:
+    """A random cotangent without numbers near 0, so that every element counts; of several outputs the large ones get
+    small weights, or they would hide the others."""
+    weights = rng.choice([-1.0, 1.0], base.size) * rng.uniform(0.5, 2.0, base.size)
+    if len(problem.shapes) > 1:
+        for piece, values in zip(problem.split(weights), problem.split(base), strict=True):
+            largest = float(np.abs(values).max(initial=0.0))
+            piece /= power_of_two(largest) if largest else 1.0
+    return weights
+
+
 def _finite(problem: Problem, base: np.ndarray) -> None:
-    ends = np.cumsum([np.prod(shape, dtype=int) for shape in problem.shapes])[:-1]
-    outputs = zip(problem.shapes, np.split(base, ends), strict=True)
-    values = [(f"output {n}", piece.reshape(shape)) for n, (shape, piece) in enumerate(outputs)]
+    values = [(f"output {n}", piece) for n, piece in enumerate(problem.split(base))]
     for name, array in [*zip(problem.names, problem.points, strict=True), *values]:
         for index in np.argwhere(~np.isfinite(array)):
             where = f"{name}, element {tuple(map(int, index))}"
@@ -85,20 +95,24 @@ def _repeatable(problem: Problem, dtype: np.dtype, cotangent: np.ndarray) -> tup
     return gradients, reached
 
 
+class Limits(NamedTuple):
+    """What is allowed."""
+
+    relative: float  # error of an element, relative to it
+    absolute: float
+    screen: float  # disagreement along a direction, relative to the terms it is the sum of, that is not looked into
+    step: float | None  # the largest
+
+
 class Comparison:
     """The gradient of one input beside the difference quotients, which go into the report.
 
     line: the base and the cotangent of every line.
-    tolerance: (relative, absolute), of an element.
-    screen: of a direction, relative to the terms it is the sum of.
     """
 
-    tolerance: tuple[float, float]
-    screen: float
-    step: float | None
-
-    def __init__(self, problem: Problem, i: int, gradient: np.ndarray, line: Line, report: Report):
-        self.problem, self.i, self.gradient, self.line, self.report = problem, i, gradient, line, report
+    def __init__(self, problem: Problem, i: int, gradient: np.ndarray, line: Line, limits: Limits, report: Report):
+        self.problem, self.i, self.gradient, self.report = problem, i, gradient, report
+        self.line, self.limits = line, limits
         self.name, self.x = problem.names[i], problem.points[i]
 
     def elements(self, indices) -> None:
@@ -125,14 +139,14 @@ class Comparison:
             return self.problem.at(self.i, moved)
 
         def allowed(q: Quotient) -> float:
-            return self.tolerance[1] + self.tolerance[0] * max(abs(q.value), q.size)
+            return self.limits.absolute + self.limits.relative * max(abs(q.value), q.size)
 
         def ratio(q: Quotient) -> float:
             excess, margin = abs(got - q.value), allowed(q) + TRUST * q.error
             return np.inf if not np.isfinite(got) else excess / margin if margin else np.inf if excess else 0.0
 
         line = self.line._replace(at=at, origin=x)
-        start = self.step or 2.0 ** np.floor(np.log2(max(abs(x), 1.0)) - 2)
+        start = self.limits.step or power_of_two(max(abs(x), 1.0)) / 4
         search = derivative(line, start, lambda q: TRUST * q.error <= allowed(q) and ratio(q) <= 1)
         if not any(ratio(q) <= 1 for q in search.quotients):
             search = together(search, derivative(line, 0.75 * start, lambda q: False))

@@ -18,7 +18,7 @@ a derivative there still.
 
 import numpy as np
 
-from tensorlite.gradcheck.quotient import EPS, GOOD, TRUST, Search, derivative
+from tensorlite.gradcheck.quotient import EPS, GOOD, TRUST, Search, derivative, power_of_two
 from tensorlite.gradcheck.report import Element
 
 DENSE, SPARSE = 4, 2
@@ -56,8 +56,8 @@ def _along(compared, direction: np.ndarray) -> tuple[Element, bool]:
         error = np.inf if search.hidden is None else search.hidden / TRUST
         return Element(compared.name, None, 0.0, error, got, 0.0, undecided=search.hidden is None), False
     q = search.quotients[0]
-    apart, relative, absolute = abs(got - q.value), *compared.tolerance
-    margin = relative * terms + absolute * float(np.linalg.norm(direction)) + TRUST * q.error
+    apart, limits = abs(got - q.value), compared.limits
+    margin = limits.relative * terms + limits.absolute * float(np.linalg.norm(direction)) + TRUST * q.error
     ratio = apart / margin if margin else 0.0 if apart == 0 else np.inf
     undecided = TRUST * q.error > max(margin - TRUST * q.error, GOOD * terms)
     return Element(compared.name, None, q.value, q.error, got, ratio, undecided), apart > screen + TRUST * q.error
@@ -67,22 +67,26 @@ def _bisect(compared, direction: np.ndarray, apart: float):
     """The indices of the FEW elements at the end of the way along which the disagreement, `apart`, stays largest."""
     suspects = np.flatnonzero(direction)
     while suspects.size > FEW:
-        half = np.zeros_like(direction)
         left, right = np.array_split(suspects, 2)
-        half[left] = direction[left]
-        got, _, screen = _from_backward(compared, half)
-        clear = lambda q: TRUST * q.error <= max(screen, abs(got - q.value) / 4, abs(apart) / 4)  # noqa: B023, E731
-        found = _search(compared, half, clear).quotients
-        here = got - found[0].value if found else 0.0
+        here = _disagreement(compared, direction, left, abs(apart))
         suspects, apart = (left, here) if abs(here) >= abs(apart - here) else (right, apart - here)
     return [np.unravel_index(k, compared.x.shape) for k in suspects]
+
+
+def _disagreement(compared, direction: np.ndarray, part: np.ndarray, whole: float) -> float:
+    """What these elements contribute to a disagreement of that size, clearly enough to say whether it is most of it."""
+    partial = np.zeros_like(direction)
+    partial[part] = direction[part]
+    got, _, screen = _from_backward(compared, partial)
+    search = _search(compared, partial, lambda q: TRUST * q.error <= max(screen, abs(got - q.value) / 4, whole / 4))
+    return got - search.quotients[0].value if search.quotients else 0.0
 
 
 def _from_backward(compared, direction: np.ndarray) -> tuple[float, float, float]:
     """g . d, |g * d| and the size of a disagreement that is looked into."""
     terms = compared.gradient.reshape(-1) * direction
     size = float(np.linalg.norm(terms))
-    return float(terms.sum()), size, compared.screen * size
+    return float(terms.sum()), size, compared.limits.screen * size
 
 
 def _search(compared, direction: np.ndarray, enough) -> Search:
@@ -98,4 +102,5 @@ def _search(compared, direction: np.ndarray, enough) -> Search:
         noise=EPS * float(np.linalg.norm(compared.gradient * x)),  # x + t d is rounded, too
     )
     scale = max(1.0, float(np.linalg.norm(x)) / x.size**0.5)
-    return derivative(line, compared.step or 2.0 ** np.floor(np.log2(scale) - 5), enough)
+    start = compared.limits.step / 2 if compared.limits.step else power_of_two(scale) / 32  # times a weight
+    return derivative(line, start, enough)

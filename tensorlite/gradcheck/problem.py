@@ -1,5 +1,7 @@
 """A function with its inputs in hand: it can be evaluated with one of them moved, and loaded in another dtype."""
 
+import math
+
 import numpy as np
 
 from tensorlite.autograd import no_grad
@@ -115,6 +117,11 @@ class Problem:
             return self.flat(self.outputs())
         finally:
             self.tensors[i].data = kept
+
+    def split(self, flat: np.ndarray) -> list[np.ndarray]:
+        """A view for each output, of its shape."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        return [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends), self.shapes, strict=True)]
 
     def flat(self, outputs: list[Tensor]) -> np.ndarray:
         arrays = [self.be.to_numpy(t.data).astype(np.float64, copy=False).reshape(-1) for t in outputs]

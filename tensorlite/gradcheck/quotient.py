@@ -10,6 +10,7 @@ both show in the estimate. So neither the size of the inputs nor the curvature o
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ EPS = 2.0**-52
 SHRINK = 4.0  # from a step to the next
 STEPS = 24  # so the last is 1e-14 of the first
 COLUMNS = 4  # powers of h^2 taken out
+LATER = 3  # steps that show the noise of those before
 TRUST = 8.0  # the true error is taken to be up to so many times the estimated one
 SETTLED = 1e-2  # with a larger relative error a value is noise, or of steps too large for this derivative
 GOOD = 1e-3  # with a larger one, TRUST times the estimate, it decides nothing
@@ -94,6 +96,11 @@ def derivative(line: Line, start: float, enough: Callable[[Quotient], bool]) -> 
     return Search(distinct(quotients), _hidden(line, steps), _kink(steps))
 
 
+def power_of_two(x: float) -> float:
+    """The largest up to x. A step that is one is added to most numbers without rounding."""
+    return math.ldexp(0.5, math.frexp(x)[1])
+
+
 def distinct(quotients: list[Quotient]) -> list[Quotient]:
     """The settled ones that contradict each other, the most precise first."""
     kept: list[Quotient] = []
@@ -103,28 +110,13 @@ def distinct(quotients: list[Quotient]) -> list[Quotient]:
     return kept
 
 
-class _Moving:
-    """Which outputs move along a line, of those only the rounding counts: its size in L, for values as they are."""
-
-    def __init__(self, line: Line):
-        self.line, self.outputs, self.count, self.rounding = line, np.zeros(line.base.shape, bool), 0, 0.0
-
-    def add(self, outputs: np.ndarray) -> None:
-        self.outputs |= outputs
-        count = np.count_nonzero(self.outputs)
-        if count != self.count:
-            self.count = count
-            self.rounding = EPS * float(np.linalg.norm(self.line.weighted[self.outputs]))
-
-
 def together(a: Search, b: Search) -> Search:
-    """The result of two searches from different steps: the quotients that both came to. What they differ by is an error
-    of them, too."""
+    """The result of two searches from different steps: the quotients that both have come to. What they differ by is
+    an error, too."""
     quotients = []
-    for q, other in itertools.product(a.quotients, b.quotients):
-        apart = abs(q.value - other.value)
-        if apart <= SETTLED * abs(q.value):
-            quotients.append(min(q, other, key=lambda q: q.error)._replace(error=max(apart, min(q.error, other.error))))
+    for pair in itertools.product(a.quotients, b.quotients):
+        best, other = sorted(pair, key=lambda q: q.error)
+        quotients.append(best._replace(error=max(best.error, abs(best.value - other.value))))
     hidden = None if a.hidden is None or b.hidden is None else max(a.hidden, b.hidden)
     return Search(distinct(quotients), hidden, a.kink and b.kink)
 
@@ -141,21 +133,6 @@ class _Moving:
         if count != self.count:
             self.count = count
             self.rounding = EPS * float(np.linalg.norm(self.line.weighted[self.outputs]))
-
-
-def together(a: Search, b: Search) -> Search:
-    """The result of two searches from different steps. What nearly the same quotient differs by is its error."""
-
-    def compared(quotients: list[Quotient], others: list[Quotient]) -> list[Quotient]:
-        apart = [[abs(q.value - o.value) for o in others] for q in quotients]
-        return [
-            q._replace(error=max([q.error, *(d for d in ds if d <= SETTLED * abs(q.value))]))
-            for q, ds in zip(quotients, apart, strict=True)
-        ]
-
-    quotients = compared(a.quotients, b.quotients) + compared(b.quotients, a.quotients)
-    hidden = None if a.hidden is None or b.hidden is None else max(a.hidden, b.hidden)
-    return Search(distinct(quotients), hidden, a.kink and b.kink)
 
 
 def _step(line: Line, h: float, moving: _Moving) -> _Step | None:
@@ -192,13 +169,14 @@ def _extrapolate(slope: float, above: list[float]) -> tuple[list[float], list[fl
 
 
 def _with_noise(found: list[list[Quotient]], steps: list[_Step]) -> list[Quotient]:
-    """All quotients, with the noise of L in their errors: at smaller steps than theirs the slopes should not differ,
-    and what they differ by is noise. Two neighbours may agree by chance."""
+    """The quotients with the noise of L in their errors: at smaller steps than theirs the slopes should not differ, and
+    what they differ by is noise, though two neighbours may agree by chance. Of the last few steps it is not known."""
     noise, quotients = 0.0, []
     for k in reversed(range(len(steps))):
         if k + 1 < len(steps):
             noise = max(noise, abs(steps[k].slope - steps[k + 1].slope) * steps[k + 1].h)
-        quotients += [q._replace(error=max(q.error, noise / steps[k].h)) for q in found[k]]
+        if k + LATER < len(steps):
+            quotients += [q._replace(error=max(q.error, noise / steps[k].h)) for q in found[k]]
     return quotients
 
 
