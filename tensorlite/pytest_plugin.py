@@ -14,7 +14,7 @@ def gradcheck():
         try:
             return tensorlite.gradcheck(fn, *inputs, **options)
         except tensorlite.GradcheckError as error:
-            wrong = [e for e in error.report.worst if e.ratio > 1] if error.report else []
+            wrong = [e for e in error.report.worst if e.wrong] if error.report else []
             if wrong:
                 error.add_note(_table(wrong))
             raise error.with_traceback(None) from None
@@ -23,9 +23,9 @@ def gradcheck():
 
 
 def _table(elements) -> str:
-    rows = [("", "element", "expected", "± its error", "got", "ratio")]
+    rows = [("", "element", "expected", "got", "ratio")]
     for e in elements:
         where = "a direction" if e.index is None else str(e.index)
-        rows.append((e.name, where, f"{e.expected:.9g}", f"{e.error:.1g}", f"{e.got:.9g}", f"{e.ratio:.3g}"))
+        rows.append((e.name, where, f"{e.expected:.9g} ± {e.error:.0e}", f"{e.got:.9g}", f"{e.ratio:.2g}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

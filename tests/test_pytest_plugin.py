@@ -54,8 +54,8 @@ def test_a_failure_is_a_table_and_points_to_the_test(pytester, monkeypatch):
     result.stdout.fnmatch_lines([
         ">       gradcheck(square, np.arange(5.0))",
         "E *GradcheckError: *input 0*element (3,)*expected*got*",
-        "E *element *expected *± its error *got *ratio",
-        "E *(3,) *",
+        "E *element *expected *got *ratio",
+        "E *input 0 *(3,) * ± * 1.*e+*",
         "",
         "*:*: GradcheckError",
     ])  # fmt: skip
