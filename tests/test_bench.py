@@ -7,6 +7,7 @@ import time
 
 import gpu
 import gpu_parts
+import gradcheck_study
 import kernel_profile
 import numpy as np
 import ops
@@ -116,6 +117,7 @@ def test_readme_says_what_the_committed_results_say():
 def test_every_committed_result_is_reported():
     known = {path for kind in report.TABLES for path in report.RESULTS.glob(f"{kind}*.json")}
     known |= {path for kind in (*report.GPU_TABLES, "profile") for path in report.RESULTS.glob(f"{kind}-gpu*.json")}
+    known |= {report.RESULTS / "gradcheck.json"}  # whose table the study prints
     assert known == set(report.RESULTS.glob("*.json"))
 
 
@@ -212,6 +214,20 @@ def test_both_sides_of_the_op_benchmark_compute_the_same(preset):
         ours = op.ours(*(Tensor(x) for x in op.inputs)).numpy()
         theirs = op.theirs(*(torch.tensor(x) for x in op.inputs)).numpy()
         assert_close(ours, theirs, op.name)
+
+
+# -- the study of gradcheck --
+
+
+def test_gradcheck_accuses_no_correct_gradient_and_catches_planted_errors():
+    rng = np.random.default_rng(1)
+    count = gradcheck_study.study_correct(300, rng)
+    assert count["accused"] == 0
+    assert count["undecided"] <= 6
+    rows = [gradcheck_study.study_planted(error, 20, rng) for error in (1.0, 1e-5)]
+    assert all(row["caught"] >= 17 for row in rows)
+    assert gradcheck_study.table(rows).splitlines()[-1].startswith("| 1e-05 | ")
+    assert gradcheck_study.study_large("x * x", 3000)["seconds"] > 0
 
 
 # -- training steps --

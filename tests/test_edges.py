@@ -105,7 +105,7 @@ def test_attention_of_and_to_nothing(T, S, D, E, causal, backend):  # noqa: N803
     arrays = [normal(2, T, D), normal(2, S, D), normal(2, S, E)]
     got = run(lambda q, k, v: tl.scaled_dot_product_attention(q, k, v, causal=causal), arrays, backend)
     scale = {} if D else {"scale": 1.0}
-    assert_same(got, run_torch(lambda q, k, v: torch_attention(q, k, v, causal, **scale), arrays))
+    assert_same(got, run_torch(lambda q, k, v: torch_attention(q, k, v, causal=causal, **scale), arrays))
 
 
 @pytest.mark.parametrize(("B", "T", "H"), [*itertools.product((0, 1, 2), (0, 1, 3), (1, 2))])

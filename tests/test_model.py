@@ -124,6 +124,42 @@ def test_ten_steps_of_training(shape, dtype):
         assert_near(got, expected, TOLERANCE[dtype], name)
 
 
+# --- against finite differences: each option on and off ---
+
+OPTIONS = [
+    {}, {"bias": False}, {"qkv_bias": False}, {"bias": False, "qkv_bias": True}, {"head_bias": True}, {"n_head": 1},
+    {"activation": "gelu"}, {"activation": "relu"}, {"tie_weights": False}, {"dropout": 0.2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_parameter_against_finite_differences(options):
+    model, rng = GPT(small(n_layer=2, n_embd=8, **options)).to(dtype=np.float64), np.random.default_rng(0)
+    for p in model.parameters():  # larger than they start, so that every gradient is large enough to be told from 0
+        p.data[...] = 0.3 * rng.standard_normal(p.shape)
+    x, y = batch(T=5)
+
+    def loss():
+        with random.scope(7):
+            return model(x, y)[1]
+
+    def slope(p, direction, h=1e-5):
+        start, values = p.data.copy(), []
+        for steps in (-2, -1, 1, 2):
+            p.data[...] = start + steps * h * direction
+            values.append(loss().item())
+        p.data[...] = start
+        return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
+
+    names = {p: name for name, p in model.named_parameters()}
+    for p, g in zip(names, grad(loss(), names), strict=True):
+        everything, largest, some = rng.standard_normal(p.shape), np.zeros(p.shape), np.zeros(p.shape)
+        largest.flat[np.abs(g).argmax()] = some.flat[rng.integers(p.size)] = 1.0
+        for direction in (everything, largest, some):
+            # Losses are near 3 and rounded to 2**-52 of that: 1e-15, in the quotient 1e-10.
+            assert slope(p, direction) == pytest.approx(float((g * direction).sum()), rel=1e-7, abs=1e-9), names[p]
+
+
 def test_targets_of_minus_100_are_not_counted():
     model, reference = twins({}, np.float64)
     x, y = batch()

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field knows
-from cases import CASES
+from cases import CASES, torch_function
 from tolerances import assert_close
 
 import tensorlite as tl
-from tensorlite import Tensor, backends, grad, gradcheck, ops, random
+from tensorlite import Tensor, backends, grad, ops, random
+from tensorlite.gradcheck import check
 
 FLOATS = (np.float32, np.float64)
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.id}")
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def strided(xp, a):
@@ -67,19 +68,26 @@ def test_every_op_has_a_case():
     assert {case.op for case in CASES} == set(ops.__all__)
 
 
+# How many elements differences cannot decide: below -7 what is left of 1 + erf(x) has two digits, and so has gelu.
+UNDECIDED = {"gelu: both tails": 1}
+
+
 @every_case
 def test_against_finite_differences(case, backend):
-    assert gradcheck(case.fn, *case.arrays(), backend=backend.name)
+    report = check(case.fn, *case.arrays(), backend=backend.name)
+    if report.error:
+        raise report.error
+    assert report.undecided <= UNDECIDED.get(f"{case.op}: {case.id}", 0), report.doubt()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @every_case
 def test_against_torch(case, dtype, backend):
     arrays = cast(case.arrays(), dtype)
-    assert_same(run(case.fn, arrays, backend), run_torch(case.torch_fn, arrays))
+    assert_same(run(case.fn, arrays, backend), run_torch(torch_function(case), arrays))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.twin], ids=lambda case: f"{case.op}: {case.id}")
+@pytest.mark.parametrize("case", [c for c in CASES if c.twin], ids=str)
 def test_against_composed_twin(case, backend):
     assert_same(run(case.fn, case.arrays(), backend), run(case.twin, case.arrays(), backend))
 
