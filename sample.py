@@ -34,13 +34,16 @@ def main() -> int:
         from threadpoolctl import threadpool_limits
 
         from gpt.checkpoint import load_checkpoint
-        from gpt.files import atomic_write
+        from gpt.files import atomic_write, try_write
         from gpt.generate import default_prompt, stream_text
         from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
+    out = args.out.resolve() if args.out and args.out.is_symlink() else args.out  # a link stays, its target is written
+    if out:
+        try_write(out)
     path = find_checkpoint(args.model)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, for_resume=False)
     model = device.place(checkpoint.build_model())
     prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
@@ -58,8 +61,8 @@ def main() -> int:
             show(pieces[0])  # the first sample as it is made, the others after it
             samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
     show("".join(SEPARATOR + text for text in samples[1:]) + "\n")
-    if args.out:
-        atomic_write(args.out, SEPARATOR.join(samples) + "\n")
+    if out:
+        atomic_write(out, SEPARATOR.join(samples) + "\n")
     return 0
 
 
