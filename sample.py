@@ -14,12 +14,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
+from gpt.files import explained
 from gpt.interrupt import hold_interrupts
 from gpt.tokenizer import readable
 
@@ -91,7 +93,9 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     """UserError for values that make no sense, and for words that belong to no option."""
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
-        option = "--model" if Path(words[0]).exists() else "--prompt"
+        option = "--prompt"
+        with contextlib.suppress(OSError):  # of a name that is too long
+            option = "--model" if Path(words[0]).exists() else option
         raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
@@ -104,8 +108,9 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
-    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
-        raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
+    with explained("write", args.out):
+        if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
+            raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
 
 
 def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:

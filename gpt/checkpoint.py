@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -86,8 +87,7 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
 
     for_resume: with the optimiser's moments, where there are any.
     """
-    with _reading(path), os.fdopen(open_regular(path, follow=True), "rb", buffering=0) as raw:
-        file = _open(path, raw)
+    with _opened(path) as file:
         shapes, checksum = file.shapes(), file.metadata.pop("sha256", None)
         try:
             checkpoint = _from_metadata(file.metadata)
@@ -100,42 +100,36 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another checkpoint")
     if problems:
         raise UserError(f"{path} cannot be used, for {problems[0]}: take an earlier checkpoint, or train anew")
-    checkpoint.weights = {name: array for name, array in tensors.items() if not name.startswith(MOMENTS)}
-    checkpoint.optimizer = {n.removeprefix(MOMENTS): array for n, array in tensors.items() if n.startswith(MOMENTS)}
+    for name, array in tensors.items():
+        part = checkpoint.optimizer if name.startswith(MOMENTS) else checkpoint.weights
+        part[name.removeprefix(MOMENTS)] = array
     return checkpoint
 
 
 def saved_at(path: Path) -> float:
-    """When the checkpoint was saved, in seconds since 1970, by its own record: copying does not change that. By its
+    """When the checkpoint was saved, in seconds since 1970: by its own record, which copying does not change, or by its
     file's time if it has none."""
-    with contextlib.suppress(UserError, OSError, KeyError, ValueError, RecursionError):
-        with _reading(path), os.fdopen(open_regular(path), "rb", buffering=0) as raw:
-            saved = json.loads(_open(path, raw).metadata["saved"])
-        if type(saved) is float and math.isfinite(saved):
-            return saved
-    return path.lstat().st_mtime
+    saved = None
+    with contextlib.suppress(UserError, KeyError), _opened(path) as file:
+        saved = json.loads(file.metadata["saved"])
+    return saved if type(saved) is float and math.isfinite(saved) else path.lstat().st_mtime
 
 
 @contextlib.contextmanager
-def _reading(path: Path):
-    """Within, what is wrong with the file at `path` is told."""
+def _opened(path: Path) -> Iterator[TensorFile]:
+    """The file at `path`. Within, what is wrong with it becomes a UserError."""
     try:
         with explained("read", path):
-            yield
-    except ValueError as error:
+            if not path.exists():
+                raise UserError(f"there is no checkpoint {path}")
+            with os.fdopen(open_regular(path, follow=True), "rb") as raw:
+                file = TensorFile(raw)
+                if file.metadata.get("format") != FORMAT:
+                    found = shown(file.metadata.get("format"))
+                    raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
+                yield file
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error}); use another") from None
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"there is no checkpoint {path}") from None
-        raise
-
-
-def _open(path: Path, raw) -> TensorFile:
-    file = TensorFile(raw)
-    if file.metadata.get("format") != FORMAT:
-        found = shown(file.metadata.get("format"))
-        raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
-    return file
 
 
 def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
@@ -155,13 +149,11 @@ def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
 
 
 def _parsed(metadata: dict[str, str], part: str) -> dict:
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(metadata.get(part, ""))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"its {part} is no JSON object")
-    return value
+        if isinstance(value, dict):
+            return value
+    raise UserError(f"its {part} is no JSON object")
 
 
 def _check_shapes(config: Config, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:

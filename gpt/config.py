@@ -3,6 +3,7 @@
 Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the presets' TOML files.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -181,9 +182,11 @@ def load_preset(name: str) -> Config:
 
 def _meant(name: str) -> str:
     """What to write instead of that for a preset: one of ours that nanoGPT spells so, or a text as the --data."""
-    path = Path(name)
+    path, is_text = Path(name), False
+    with contextlib.suppress(OSError):  # of a name that is too long
+        is_text = path.is_file() and path.suffix != ".py"
     close = difflib.get_close_matches(path.stem.replace("_", "-"), PRESETS, 1)
-    if path.is_file() and path.suffix != ".py" or path.suffix not in ("", ".py"):
+    if is_text or path.suffix not in ("", ".py"):
         return f"to train on a text write {argument('--data', name)}"
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}, or a TOML file"
 

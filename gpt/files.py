@@ -18,12 +18,9 @@ REMEDIES = {
     "EACCES": "change its permissions, or choose another place",
     "EDQUOT": "free some of your disk quota, or choose another disk",
     "EFBIG": "raise the limit on the size of files (ulimit -f)",
-    "EIO": "check its disk",
-    "EMFILE": "raise the limit on open files (ulimit -n)",
     "ENAMETOOLONG": "give a shorter name",
     "ENOENT": "check the name",
     "ENOSPC": "free some space there, or choose another disk",
-    "ENXIO": "give a regular file",
     "EPERM": "change its permissions, or choose another place",
     "EROFS": "choose a place that can be written",
 }
@@ -35,7 +32,7 @@ def explained(what: str, path: str | os.PathLike, note: str = "") -> Iterator[No
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(errno.errorcode.get(error.errno), "check the path, or choose another")
+        remedy = REMEDIES.get(errno.errorcode.get(error.errno), "check the path and its disk, or choose another")
         raise UserError(f"cannot {what} {path}: {error.strerror or error}; {remedy}{note}") from error
 
 

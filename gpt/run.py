@@ -39,12 +39,18 @@ class Lock:
             if fcntl:
                 self._descriptors.append(os.open(folder, os.O_RDONLY))
             self._descriptors.append(open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT))
-        try:
-            locked = [_flock(descriptor) for descriptor in self._descriptors]
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"another process is training in {folder}: wait for it, or give another --out") from None
-        if not any(locked):
+        locked = False
+        for descriptor in self._descriptors if fcntl else ():
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except BlockingIOError:
+                self.close()
+                how = "wait for it, or give another --out"
+                raise UserError(f"another process is training in {folder}: {how}") from None
+            except OSError:  # the file system has no such lock
+                continue
+        if not locked:
             print(f"warning: {folder} cannot be locked here: start no second run in it", file=sys.stderr)
 
     def close(self) -> None:
@@ -160,15 +166,3 @@ def _step_of(row: bytes) -> float:
     except (ValueError, LookupError, TypeError, RecursionError):
         step = None
     return step if type(step) is int and step >= 0 else float("inf")
-
-
-def _flock(descriptor: int) -> bool:
-    """Whether the file could be locked; BlockingIOError if another process has it."""
-    try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fcntl is not None
-    except BlockingIOError:
-        raise
-    except OSError:  # this file system has no locks
-        return False

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from io import RawIOBase
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,17 +32,14 @@ def make_header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> byt
 
 
 class TensorFile:
-    """An open file, unbuffered, with its `metadata`. ValueError wherever it is not of this format."""
+    """An open file with its `metadata`. ValueError, or RecursionError, wherever it is not of this format."""
 
-    def __init__(self, file: RawIOBase):
+    def __init__(self, file: BinaryIO):
         self._file, self._size = file, os.fstat(file.fileno()).st_size
-        length = int.from_bytes(self._fill(bytearray(8)), "little")
-        if length > min(MAX_HEADER, self._size - 8):
+        length = int.from_bytes(file.read(8), "little")
+        if not length <= min(MAX_HEADER, self._size - 8):
             raise ValueError("its header has an impossible length")
-        try:
-            header = json.loads(bytes(self._fill(bytearray(length))))
-        except RecursionError:
-            raise ValueError("its header is nested too deep") from None
+        header = json.loads(file.read(length))
         self._entries, self._values = header if isinstance(header, dict) else {}, 8 + length
         self.metadata = self._entries.pop("__metadata__", {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
@@ -68,18 +65,9 @@ class TensorFile:
         for i in range(0, count, CHUNK):
             part = slice(i, min(i + CHUNK, count))
             piece = buffer[: part.stop - part.start]
-            self._fill(piece)
-            yield part, piece
-
-    def _fill(self, buffer):
-        """The buffer, full."""
-        view = memoryview(buffer).cast("B")
-        while view:
-            count = self._file.readinto(view)
-            if not count:
+            if self._file.readinto(piece) != piece.nbytes:
                 raise ValueError("it ends too early")
-            view = view[count:]
-        return buffer
+            yield part, piece
 
 
 def _place(name: str, entry: object) -> tuple[int, int, tuple[int, ...]]:

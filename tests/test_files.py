@@ -162,7 +162,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, kind):
                 ours.bind(str(path))
         case "folder":
             path.mkdir()
-    said = "is not a regular file: give another|No such device or address; give a regular file"
+    said = "is not a regular file: give another|No such device or address; check the path"
     with pytest.raises(UserError, match=said), explained("read", path):
         read_regular(path, 9)
 
