@@ -14,14 +14,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
 
 import argparse
-import contextlib
 from pathlib import Path
 
 from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.files import explained
 from gpt.interrupt import hold_interrupts
 from gpt.tokenizer import readable
 
@@ -36,13 +34,15 @@ def main() -> int:
         from threadpoolctl import threadpool_limits
 
         from gpt.checkpoint import load_checkpoint
-        from gpt.files import atomic_write, try_write
+        from gpt.files import atomic_write, explained, try_write
         from gpt.generate import default_prompt, stream_text
         from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
-    out = args.out.resolve() if args.out and args.out.is_symlink() else args.out  # a link stays, its target is written
+    out = args.out
     if out:
+        with explained("write", out):
+            out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
         try_write(out)
     path = find_checkpoint(args.model)
     checkpoint = load_checkpoint(path, for_resume=False)
@@ -93,9 +93,7 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     """UserError for values that make no sense, and for words that belong to no option."""
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
-        option = "--prompt"
-        with contextlib.suppress(OSError):  # of a name that is too long
-            option = "--model" if Path(words[0]).exists() else option
+        option = "--model" if os.path.exists(words[0]) else "--prompt"  # noqa: PTH110 - Path's fails for a long name
         raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
@@ -108,9 +106,10 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
-    with explained("write", args.out):
-        if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
-            raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
+    if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
+        raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
+    if args.stdin and sys.stdin is None:
+        raise UserError("standard input is closed: give the text with --prompt or --prompt-file")
 
 
 def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
@@ -130,7 +129,7 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
                     "or give the text with --prompt-file or on standard input"
                 )
     except OSError as error:
-        raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
+        raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}; give a text file") from None
     if prompt is None:
         return None
     if prompt == "":

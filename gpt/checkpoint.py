@@ -198,7 +198,7 @@ def _read_tensors(file: TensorFile, shapes, twins: dict[str, str], for_resume: b
             if twin is not None and not np.array_equal(flat[part], piece):
                 problems.append(f"{twins[name]} and {name} are one in its model and differ")
             if not np.isfinite(piece).all() or name == MOMENTS + "v" and piece.min() < 0:
-                problems.append(f"not all values of {name} are finite, or can be")
+                problems.append(f"{name} has values that are nan, infinite or else impossible")
             if flat is not None and twin is None:
                 flat[part] = piece
     return tensors, problems

@@ -3,10 +3,10 @@
 Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the presets' TOML files.
 """
 
-import contextlib
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 from dataclasses import dataclass, field, fields, replace
@@ -182,9 +182,8 @@ def load_preset(name: str) -> Config:
 
 def _meant(name: str) -> str:
     """What to write instead of that for a preset: one of ours that nanoGPT spells so, or a text as the --data."""
-    path, is_text = Path(name), False
-    with contextlib.suppress(OSError):  # of a name that is too long
-        is_text = path.is_file() and path.suffix != ".py"
+    path = Path(name)
+    is_text = os.path.isfile(name) and path.suffix != ".py"  # noqa: PTH113 - Path's fails if the name is too long
     close = difflib.get_close_matches(path.stem.replace("_", "-"), PRESETS, 1)
     if is_text or path.suffix not in ("", ".py"):
         return f"to train on a text write {argument('--data', name)}"
