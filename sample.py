@@ -34,13 +34,18 @@ def main() -> int:
         from threadpoolctl import threadpool_limits
 
         from gpt.checkpoint import load_checkpoint
-        from gpt.files import atomic_write
+        from gpt.files import atomic_write, explained, try_write
         from gpt.generate import default_prompt, stream_text
         from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
+    out = args.out
+    if out:
+        with explained("write", out):
+            out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
+        try_write(out)
     path = find_checkpoint(args.model)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, for_resume=False)
     model = device.place(checkpoint.build_model())
     prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
@@ -58,8 +63,8 @@ def main() -> int:
             show(pieces[0])  # the first sample as it is made, the others after it
             samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
     show("".join(SEPARATOR + text for text in samples[1:]) + "\n")
-    if args.out:
-        atomic_write(args.out, SEPARATOR.join(samples) + "\n")
+    if out:
+        atomic_write(out, SEPARATOR.join(samples) + "\n")
     return 0
 
 
@@ -88,7 +93,7 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     """UserError for values that make no sense, and for words that belong to no option."""
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
-        option = "--model" if Path(words[0]).exists() else "--prompt"
+        option = "--model" if os.path.exists(words[0]) else "--prompt"  # noqa: PTH110 - Path's fails for a long name
         raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
@@ -101,8 +106,10 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
-    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
+    if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
+    if args.stdin and sys.stdin is None:
+        raise UserError("standard input is closed: give the text with --prompt or --prompt-file")
 
 
 def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
@@ -122,7 +129,7 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
                     "or give the text with --prompt-file or on standard input"
                 )
     except OSError as error:
-        raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}") from None
+        raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}; give a text file") from None
     if prompt is None:
         return None
     if prompt == "":

@@ -38,7 +38,7 @@ def instead_of(name: str, names: Collection[str], spell=repr) -> str:
     if " " in ours:
         return f": {ours}"
     begun = [known for known in names if known.startswith(name)]
-    close = [ours] if ours in names else begun or difflib.get_close_matches(name, names, 1)
+    close = [ours] if ours in names else begun or difflib.get_close_matches(name[:100], names, 1)
     return f"; did you mean {spell(close[0])}?" if close else ""
 
 

@@ -10,7 +10,7 @@ class BigramLanguageModel(LanguageModel):
     block_size only sets how many positions are trained on at a time. Its optimum is the table of counts.
     """
 
-    def __init__(self, vocab_size: int, block_size: int = 8, seed: int = 0):
+    def __init__(self, vocab_size: int, block_size: int = 8, seed: int | None = 0):
         self.vocab_size, self.block_size = vocab_size, block_size
         with random.scope(seed):
             self.token_embedding_table = nn.Embedding(vocab_size, vocab_size, std=0.02)

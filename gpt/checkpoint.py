@@ -1,37 +1,48 @@
 """Checkpoints: one safetensors file that holds everything needed to sample or to go on training.
 
 Tensors: the weights under nanoGPT's names and in (out, in) orientation, and for resuming the optimiser's moments
-`optimizer.m` and `optimizer.v`. Metadata: JSON texts of the configuration, the tokenizer, the data's identity and
-the progress, and a SHA-256 over all of it. Nothing in a file is ever executed.
+`optimizer.m` and `optimizer.v`. Metadata: JSON texts of the configuration, the tokenizer, the data's identity, the
+progress and the time of saving, and a SHA-256 over all of it. Nothing in a file is ever executed, nor believed: who
+can write a file can write its checksum.
 """
 
+import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from gpt.config import Config
-from gpt.errors import UserError
-from gpt.files import atomic_write
+from gpt.config import Config, check_fields, option
+from gpt.errors import UserError, shown
+from gpt.files import atomic_write, explained, open_regular
 from gpt.language_model import LanguageModel
 from gpt.model import build_model
+from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, make_header
 from gpt.tokenizer import Tokenizer, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
+MOMENTS = "optimizer."  # what their names begin with
 
 
 @dataclass
 class Progress:
     """How far a run has come."""
 
-    step: int = 0  # training steps done
-    best_val_loss: float | None = None  # None before the first evaluation
-    evaluated_step: int = -1  # the step of the last evaluation
-    seconds: float = 0.0  # spent in all
+    step: int = option(0, "training steps done", least=0)
+    best_val_loss: float | None = option(None, "None before the first evaluation", least=0.0)
+    evaluated_step: int = option(-1, "the step of the last evaluation", least=-1)
+    seconds: float = option(0.0, "spent in all", least=0.0)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.evaluated_step > self.step:
+            raise UserError(f"evaluated_step must not exceed step, got {self.evaluated_step} and {self.step}")
 
 
 @dataclass
@@ -46,61 +57,165 @@ class Checkpoint:
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)  # "m" and "v", flat; empty: not to be resumed
 
     def build_model(self) -> LanguageModel:
-        """The model with its weights, on the CPU."""
-        model = build_model(self.config.train.model, self.config.gpt, seed=0)
-        try:
-            model.load_state_dict(self.weights)
-        except ValueError as error:
-            raise UserError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+        """The model on the CPU, with these very weights: a second copy could be too much."""
+        model = build_model(self.config.train.model, self.config.gpt, seed=None)
+        for name, parameter in model.named_parameters().items():
+            parameter.data = self.weights[name]
         return model
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file in one piece: the old one stays until the new one is complete and on the disk."""
-    tensors = checkpoint.weights | {f"optimizer.{k}": v for k, v in checkpoint.optimizer.items()}
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    tensors = checkpoint.weights | {MOMENTS + name: moment for name, moment in checkpoint.optimizer.items()}
+    tensors = {name: np.ascontiguousarray(tensors[name], FLOAT32) for name in sorted(tensors)}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(checkpoint.config.to_dict()),
         "tokenizer": json.dumps(checkpoint.tokenizer.to_dict()),
         "progress": json.dumps(asdict(checkpoint.progress)),
+        "saved": json.dumps(time.time()),
         "fingerprint": checkpoint.fingerprint,
     }
-    metadata["sha256"] = _digest(tensors, metadata)
-    atomic_write(path, save(tensors, metadata))
+    header = make_header(tensors, metadata | {"sha256": _digest(tensors, metadata)})
+    if len(header) > MAX_HEADER:
+        raise UserError(f"cannot write {path}: a model of this many layers or symbols is too much for its header")
+    atomic_write(path, header, *tensors.values())
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a file. UserError if it is missing, damaged, or something else."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} is not a checkpoint of this program (format {metadata.get('format')!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
-    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error})") from None
-    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
+    """Read and check a file. UserError if it is missing, damaged, or something else.
+
+    for_resume: with the optimiser's moments, where there are any.
+    """
+    with _opened(path) as file:
+        shapes, checksum = file.shapes(), file.metadata.pop("sha256", None)
+        try:
+            checkpoint = _from_metadata(file.metadata)
+            twins = _check_shapes(checkpoint.config, shapes)
+        except UserError as error:
+            raise UserError(f"{path} is damaged or not of this version of the program ({error}); use another") from None
+        digest = _begin_digest(file.metadata)
+        tensors, problems = _read_tensors(file, shapes, twins, for_resume, digest)
+    if checksum != digest.hexdigest():
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another checkpoint")
+    if problems:
+        raise UserError(f"{path} cannot be used, for {problems[0]}: take an earlier checkpoint, or train anew")
+    for name, array in tensors.items():
+        part = checkpoint.optimizer if name.startswith(MOMENTS) else checkpoint.weights
+        part[name.removeprefix(MOMENTS)] = array
+    return checkpoint
+
+
+def saved_at(path: Path) -> float:
+    """When the checkpoint was saved, in seconds since 1970: by its own record, which copying does not change, or by its
+    file's time if it has none."""
+    saved = None
+    with contextlib.suppress(UserError, KeyError), _opened(path) as file:
+        saved = json.loads(file.metadata["saved"])
+    return saved if type(saved) is float and math.isfinite(saved) else path.lstat().st_mtime
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TensorFile]:
+    """The file at `path`. Within, what is wrong with it becomes a UserError."""
     try:
-        return Checkpoint(
-            config=Config.from_dict(json.loads(metadata["config"]), source="its configuration"),
-            tokenizer=tokenizer_from_dict(json.loads(metadata["tokenizer"])),
-            progress=Progress(**json.loads(metadata["progress"])),
-            fingerprint=metadata["fingerprint"],
-            weights={n: a for n, a in tensors.items() if not n.startswith("optimizer.")},
-            optimizer={n.removeprefix("optimizer."): a for n, a in tensors.items() if n.startswith("optimizer.")},
-        )
-    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} was not written by this version of the program ({error}): use another") from None
+        with explained("read", path):
+            if not path.exists():
+                raise UserError(f"there is no checkpoint {path}")
+            with os.fdopen(open_regular(path, follow=True), "rb") as raw:
+                file = TensorFile(raw)
+                if file.metadata.get("format") != FORMAT:
+                    found = shown(file.metadata.get("format"))
+                    raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
+                yield file
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error}); use another") from None
+
+
+def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
+    """The checkpoint without its arrays. UserError for what cannot be."""
+    config = Config.from_dict(_parsed(metadata, "config"), source="its configuration")
+    tokenizer = tokenizer_from_dict(_parsed(metadata, "tokenizer"))
+    ours, expected = (tokenizer.kind, tokenizer.vocab_size), (config.train.tokenizer, config.gpt.vocab_size)
+    if ours != expected:
+        raise UserError("its tokenizer is {} of {:,}, its configuration's {} of {:,}".format(*ours, *expected))
+    progress = _parsed(metadata, "progress")
+    unknown = progress.keys() - {f.name for f in fields(Progress)}
+    if unknown:
+        raise UserError(f"its progress has an unknown key {shown(min(unknown))}")
+    if "fingerprint" not in metadata:
+        raise UserError("it has no fingerprint")
+    return Checkpoint(config, tokenizer, {}, Progress(**progress), metadata["fingerprint"])
+
+
+def _parsed(metadata: dict[str, str], part: str) -> dict:
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(metadata.get(part, ""))
+        if isinstance(value, dict):
+            return value
+    raise UserError(f"its {part} is no JSON object")
+
+
+def _check_shapes(config: Config, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """UserError unless these are the shapes of the model that the configuration describes, and perhaps of its moments.
+
+    That model is looked at without its values, and only if it has as many as there are: it cannot be too large then.
+
+    Returns which weights are the same as which, by name, the first of each in order.
+    """
+    gpt, is_bigram = config.gpt, config.train.model == "bigram"
+    weights = {name: shape for name, shape in shapes.items() if not name.startswith(MOMENTS)}
+    trained = gpt.vocab_size**2 if is_bigram else gpt.num_parameters()
+    tied = 0 if is_bigram or not gpt.tie_weights else gpt.vocab_size * gpt.n_embd
+    values = sum(map(math.prod, weights.values()))
+    if values != trained + tied or not is_bigram and gpt.n_layer > len(weights):
+        raise UserError(f"its weights do not fit its configuration: {values:,} values in {len(weights):,} arrays")
+    named = build_model(config.train.model, gpt, seed=None).named_parameters()
+    expected = {name: parameter.shape for name, parameter in named.items()}
+    if len(weights) < len(shapes):
+        expected |= {MOMENTS + name: (trained,) for name in ("m", "v")}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(name) != expected.get(name):
+            found, wanted = shapes.get(name, "nothing"), expected.get(name, "nothing")
+            raise UserError(f"its weights do not fit its configuration: {shown(name)} is {found} instead of {wanted}")
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(named[name]), name) for name in sorted(named)}
+
+
+def _read_tensors(file: TensorFile, shapes, twins: dict[str, str], for_resume: bool, digest) -> tuple[dict, list[str]]:
+    """The arrays, weights that are the same only once, and what is wrong with their values; `digest` reads along."""
+    tensors, problems = {}, []
+    for name in sorted(shapes):
+        digest.update(_described(name, shapes[name]))
+        is_moment, twin = name.startswith(MOMENTS), tensors.get(twins.get(name))
+        if twin is not None:
+            tensors[name] = twin
+        elif for_resume or not is_moment:
+            tensors[name] = np.empty(shapes[name], FLOAT32)
+        flat = tensors[name].reshape(-1) if name in tensors else None
+        for part, piece in file.read(name):
+            digest.update(piece)
+            if twin is not None and not np.array_equal(flat[part], piece):
+                problems.append(f"{twins[name]} and {name} are one in its model and differ")
+            if not np.isfinite(piece).all() or name == MOMENTS + "v" and piece.min() < 0:
+                problems.append(f"{name} has values that are nan, infinite or else impossible")
+            if flat is not None and twin is None:
+                flat[part] = piece
+    return tensors, problems
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
-    """SHA-256 over names, types, shapes and values; safetensors itself checks only its header."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    """SHA-256 over the metadata, and over the names, types, shapes and values."""
+    digest = _begin_digest(metadata)
     for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(_described(name, tensors[name].shape))
         digest.update(tensors[name].data)
     return digest.hexdigest()
+
+
+def _begin_digest(metadata: dict[str, str]):
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+
+
+def _described(name: str, shape: tuple[int, ...]) -> bytes:
+    return f"{name} float32 {shape}".encode()

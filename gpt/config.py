@@ -6,7 +6,7 @@ Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the
 import difflib
 import json
 import math
-import reprlib
+import os
 import tomllib
 import types
 from dataclasses import dataclass, field, fields, replace
@@ -14,10 +14,12 @@ from importlib import resources
 from pathlib import Path
 
 from gpt.advice import argument, as_option, instead_of
-from gpt.errors import UserError
+from gpt.errors import UserError, shown
+from gpt.files import explained, read_regular
 from gpt.tokenizer import TOKENIZERS
 from tensorlite.random import MAX_SEED
 
+MAX_PRESET = 2**20  # bytes of a TOML file
 PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture")
 
 
@@ -131,7 +133,7 @@ class Config:
                 raise UserError(f"{as_option(key)} has no effect on a {self.train.model} table: leave it out")
             if key not in known:
                 hint = instead_of(key, known) or f"; the keys are {', '.join(known)}"
-                raise UserError(f"{prefix}unknown key {key!r}{hint}")
+                raise UserError(f"{prefix}unknown key {shown(key)}{hint}")
         model_keys = {f.name for f in fields(GPTConfig)}
         try:
             return Config(
@@ -165,9 +167,10 @@ def load_preset(name: str) -> Config:
         text = resources.files("gpt").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml"):
         try:
-            text = Path(name).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or error}") from None
+            with explained("read the preset", name):
+                text = read_regular(name, MAX_PRESET, follow=True).decode("utf-8-sig")  # some editors begin with a mark
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read the preset {name}: {error}; save it as UTF-8") from None
     else:
         raise UserError(f"unknown preset {name!r}: {_meant(name)}")
     try:
@@ -180,8 +183,9 @@ def load_preset(name: str) -> Config:
 def _meant(name: str) -> str:
     """What to write instead of that for a preset: one of ours that nanoGPT spells so, or a text as the --data."""
     path = Path(name)
+    is_text = os.path.isfile(name) and path.suffix != ".py"  # noqa: PTH113 - Path's fails if the name is too long
     close = difflib.get_close_matches(path.stem.replace("_", "-"), PRESETS, 1)
-    if path.is_file() and path.suffix != ".py" or path.suffix not in ("", ".py"):
+    if is_text or path.suffix not in ("", ".py"):
         return f"to train on a text write {argument('--data', name)}"
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}, or a TOML file"
 
@@ -195,21 +199,25 @@ def check_fields(config) -> None:
             value = float(value)
             object.__setattr__(config, f.name, value)
         if type(value) not in kinds:
-            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {reprlib.repr(value)}")
+            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {shown(value)}")
         _check_range(f, value)
 
 
 def _check_range(f, value) -> None:
     least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
+    if value is None:
+        return
     if choices and value not in choices:
-        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {shown(value)}")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):  # how a file name's odd bytes come
-        raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {value!r}: rename the file")
+        raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {shown(value)}: rename the file")
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{f.name} must be without NUL, which no file's name has, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{f.name} must be finite, got {value}")
     if least is not None and value < least:
-        raise UserError(f"{f.name} must be at least {least}, got {value}")
+        raise UserError(f"{f.name} must be at least {least}, got {shown(value)}")
     if most is not None and value > most:
-        raise UserError(f"{f.name} must be at most {most}, got {value}")
+        raise UserError(f"{f.name} must be at most {most}, got {shown(value)}")
     if isinstance(value, int) and value >= 2**63:
         raise UserError(f"{f.name} must be less than 2**63, got a larger number")

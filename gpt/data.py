@@ -107,7 +107,10 @@ def _default() -> Text:
 
 def _shakespeare(seconds: float) -> Text:
     """tinyshakespeare, cached or downloaded within `seconds`; UserError when it is neither."""
-    cached = _cache_folder() / "tinyshakespeare.txt"
+    try:
+        cached = _cache_folder() / "tinyshakespeare.txt"
+    except RuntimeError:  # of a user without a name or a home
+        raise UserError("there is no home folder to keep tinyshakespeare in: set HOME, or give --data FILE") from None
     raw = b""
     with contextlib.suppress(OSError):
         raw = cached.read_bytes()

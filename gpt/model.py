@@ -76,10 +76,10 @@ class GPT(LanguageModel):
     """`logits, loss = model(idx, targets)`.
 
     config: see GPTConfig. seed: of the initial weights, N(0, 0.02), for the projections onto the residual stream
-    N(0, 0.02 / sqrt(2 n_layer)), as GPT-2's.
+    N(0, 0.02 / sqrt(2 n_layer)), as GPT-2's; None for a model that waits for its weights (see `random.scope`).
     """
 
-    def __init__(self, config: GPTConfig, seed: int = 0):
+    def __init__(self, config: GPTConfig, seed: int | None = 0):
         self.config = config
         self.vocab_size, self.block_size = config.vocab_size, config.block_size
         with random.scope(seed):
@@ -100,7 +100,7 @@ class GPT(LanguageModel):
         return CachedGPT(self, batch_size)
 
 
-def build_model(kind: str, config: GPTConfig, seed: int) -> LanguageModel:
+def build_model(kind: str, config: GPTConfig, seed: int | None) -> LanguageModel:
     """The model that a configuration asks for: "gpt" or "bigram"."""
     if kind == "bigram":
         return BigramLanguageModel(config.vocab_size, config.block_size, seed)

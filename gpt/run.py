@@ -1,37 +1,91 @@
 """A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, sample.txt."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
+from gpt.checkpoint import saved_at
 from gpt.errors import UserError
-from gpt.files import atomic_write, remove_leftovers
+from gpt.files import (
+    atomic_write,
+    check_replaceable,
+    explained,
+    open_regular,
+    read_regular,
+    refuse_link,
+    remove_leftovers,
+)
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock, and so no protection from two runs in one folder
+except ImportError:  # Windows
     fcntl = None
 
 RUNS = Path("runs")
+MAX_LOG = 2**28  # bytes: a million rows
+
+
+class Lock:
+    """Keeps every other process from training in a folder, until `close` or the end of this process.
+
+    The folder itself is locked, for a file in it could be deleted meanwhile; and `.lock`, for there are network file
+    systems that lock nothing but files. Where neither can be locked a warning says so.
+    """
+
+    def __init__(self, folder: Path):
+        self._descriptors = []
+        with explained("lock", folder):
+            if fcntl:
+                self._descriptors.append(os.open(folder, os.O_RDONLY))
+            self._descriptors.append(open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT))
+        locked = False
+        for descriptor in self._descriptors if fcntl else ():
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except BlockingIOError:
+                self.close()
+                how = "wait for it, or give another --out"
+                raise UserError(f"another process is training in {folder}: {how}") from None
+            except OSError:  # the file system has no such lock
+                continue
+        if not locked:
+            print(f"warning: {folder} cannot be locked here: start no second run in it", file=sys.stderr)
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    __del__ = close
 
 
 class RunFolder:
-    """The files of one run. While it is open nobody else can train in the same folder."""
+    """The files of one run. While it is open nobody else can train in the same folder.
+
+    The folder may come from anywhere: none of its files is followed to another place, nor replaced against its
+    permissions.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.config, self.log = path / "config.toml", path / "log.jsonl"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
         self.sample = path / "sample.txt"
-        self._lock()
-        remove_leftovers(path)
+        self._files = (self.config, self.log, self.best, self.last, self.sample)
+        with explained("use", path):
+            for file in self._files:
+                check_replaceable(file)
+            self._lock_file = Lock(path)
+            remove_leftovers(path, [file.name for file in self._files])
 
     @classmethod
     def create(cls, path: Path | None, name: str, overwrite: bool = False) -> "RunFolder":
         """A new folder at `path`, or runs/NAME, runs/NAME-2, ... whichever is free."""
-        try:
+        with explained("make the run folder", path or RUNS / name):
             if path is None:
                 return cls(_make_first_free(RUNS / name))
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
                 if not overwrite:
                     raise UserError(f"{path} exists and is not empty: give another --out, or --resume or --overwrite")
                 if not (path / "config.toml").exists():
@@ -40,47 +94,36 @@ class RunFolder:
                 folder.clear()
                 return folder
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {path or RUNS / name}: {error.strerror}") from None
-        return cls(path)
+            return cls(path)
 
     @classmethod
     def open(cls, path: Path | None) -> "RunFolder":
         """The folder of an earlier run, the newest one if `path` is None."""
         path = path or newest_run()
-        if not (path / "last.safetensors").exists():
-            raise UserError(f"there is nothing to resume in {path}: it has no last.safetensors")
+        with explained("read", path):
+            if not (path / "last.safetensors").exists():
+                raise UserError(f"there is nothing to resume in {path}: it has no last.safetensors")
         return cls(path)
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
-        for file in (self.config, self.log, self.best, self.last, self.sample):
+        for file in self._files:
             file.unlink(missing_ok=True)
 
     def append_log(self, row: dict) -> None:
         """Add one JSON object to the log."""
-        try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.log}: {error.strerror}") from None
+        with explained("write", self.log):
+            descriptor = open_regular(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(descriptor, "ab") as file:
+                file.write(json.dumps(row).encode() + b"\n")
 
     def rewind_log(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run will write again."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        kept = "".join(row + "\n" for row in text.splitlines() if _step_of(row) <= step)
-        if kept != text:
-            atomic_write(self.log, kept)
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        self._lock_file = (self.path / ".lock").open("w")  # held until this object goes, or the process dies
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file.close()
-            raise UserError(f"another process is training in {self.path}: wait for it, or give another --out") from None
+        """Drop the rows after `step`, which a resumed run will write again. The log becomes a file of its own, for a
+        hard link would lead what is appended to it out of the folder."""
+        with explained("read", self.log):
+            if self.log.exists():
+                rows = read_regular(self.log, MAX_LOG).splitlines()
+                atomic_write(self.log, b"".join(row + b"\n" for row in rows if _step_of(row) <= step))
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -88,17 +131,19 @@ def newest_run(runs: Path = RUNS) -> Path:
     checkpoints = list(runs.glob("*/last.safetensors"))
     if not checkpoints:
         raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")
-    return max(checkpoints, key=lambda file: file.stat().st_mtime_ns).parent
+    return max(checkpoints, key=saved_at).parent
 
 
 def find_checkpoint(path: Path | None) -> Path:
     """The file to sample from: `path` itself, or the best checkpoint of the run folder at `path`, or of the newest."""
     path = path or newest_run()
-    if not path.is_dir():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).exists():
-            return path / name
+    with explained("read", path):
+        if not path.is_dir():
+            return path
+        for name in ("best.safetensors", "last.safetensors"):
+            refuse_link(path / name)
+            if (path / name).exists():
+                return path / name
     raise UserError(f"{path} holds no checkpoint")
 
 
@@ -114,9 +159,10 @@ def _make_first_free(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{n}")
 
 
-def _step_of(row: str) -> float:
-    """The step of a log row; infinite for one that a crash cut short."""
+def _step_of(row: bytes) -> float:
+    """The step of a log row; infinite for what is no row, or one that a crash cut short."""
     try:
-        return json.loads(row)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json.loads(row)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        step = None
+    return step if type(step) is int and step >= 0 else float("inf")

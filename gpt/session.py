@@ -52,6 +52,7 @@ class Session:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
+                self.checkpoint = None  # what it held is in the trainer, and need not be held twice
             finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
             if not finished:
                 again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"

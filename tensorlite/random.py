@@ -70,11 +70,14 @@ class scope(Decorator):  # noqa: N801 - used as `with random.scope(...)`
     first_row: where the rows (axis 0) of the arrays at hand lie in the whole batch. A batch cut into micro-batches
     therefore sees the masks it would have seen whole.
 
+    seed: None for a scope in which nothing is drawn. Layers that are made in it have zeros for initial values, which
+    take no memory and cannot be written to: other arrays are to take their place.
+
     As a decorator, of functions of any kind, it gives each call a scope that begins anew.
     """
 
-    def __init__(self, seed: int, step: int = 0, first_row: int = 0):
-        self.seed, self.step, self.first_row = check_seed(seed), step, first_row
+    def __init__(self, seed: int | None, step: int = 0, first_row: int = 0):
+        self.seed, self.step, self.first_row = seed if seed is None else check_seed(seed), step, first_row
         self.calls = 0
 
     def fresh(self) -> "scope":

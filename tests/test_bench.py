@@ -117,7 +117,7 @@ def test_readme_says_what_the_committed_results_say():
 def test_every_committed_result_is_reported():
     known = {path for kind in report.TABLES for path in report.RESULTS.glob(f"{kind}*.json")}
     known |= {path for kind in (*report.GPU_TABLES, "profile") for path in report.RESULTS.glob(f"{kind}-gpu*.json")}
-    known |= {report.RESULTS / "gradcheck.json"}  # whose table the study prints
+    known |= {report.RESULTS / f"{name}.json" for name in ("gradcheck", "faults")}  # which print tables of their own
     assert known == set(report.RESULTS.glob("*.json"))
 
 

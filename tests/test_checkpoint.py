@@ -1,10 +1,13 @@
 """Checkpoints: everything comes back, any damage is noticed, and a failed save leaves the old file."""
 
 import errno
+import gc
 import json
 import os
 import pickle
+import socket
 import struct
+import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoin
 from gpt.config import Config, GPTConfig, TrainConfig, option_fields
 from gpt.errors import UserError
 from gpt.model import build_model
+from gpt.tensor_file import TensorFile
 from gpt.tokenizer import ByteTokenizer, CharTokenizer
 
 SHAPE = {"block_size": 4, "n_layer": 1, "n_head": 2, "n_embd": 4}
@@ -34,9 +38,10 @@ WEIGHTS = (
 
 def make(tokenizer=None, progress=None, for_resume=True, model="gpt", **shape) -> Checkpoint:
     tokenizer = tokenizer or CharTokenizer("\n abé日")
+    train = {"preset": "my.toml", "model": model, "data": "/a/naïve text", "tokenizer": tokenizer.kind}
     config = Config(
         GPTConfig(vocab_size=tokenizer.vocab_size, **SHAPE | shape),
-        TrainConfig(preset="my.toml", model=model, data="/a/naïve text", learning_rate=1e-5, seed=2**63 - 1),
+        TrainConfig(**train, learning_rate=1e-5, seed=2**63 - 1),
     )
     built = build_model(model, config.gpt, seed=3)
     size = built.num_parameters()
@@ -152,7 +157,7 @@ def foreign(metadata: dict | None = None, dtype: str = "F32") -> bytes:
         (foreign(), "not a checkpoint of this program"),
         (foreign({"format": "pt"}), "not a checkpoint of this program (format 'pt')"),
         (foreign({"format": "tensorlite-gpt/2"}), "(format 'tensorlite-gpt/2')"),
-        (foreign({"format": "tensorlite-gpt/1"}), "checksum"),
+        (foreign({"format": "tensorlite-gpt/1"}), "its config is no JSON object"),
         (foreign(dtype="BF16"), "not a checkpoint of this program"),
         (foreign(dtype="F8_E4M3"), "not a checkpoint of this program"),
         (foreign({"format": "tensorlite-gpt/1"}, "F8_E4M3"), ""),
@@ -170,10 +175,11 @@ def test_no_file(tmp_path):
     assert_refused(tmp_path)
 
 
-def rewrite(path: Path, drop: str = "", **changes: str) -> None:
-    """Change the metadata of the checkpoint at `path`, and its checksum accordingly."""
+def rewrite(path: Path, drop: str = "", tensors: dict | None = None, **changes: str) -> None:
+    """Change the metadata of the checkpoint at `path`, or its tensors, and its checksum accordingly."""
     with safe_open(path, framework="numpy") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors = load_file(path) if tensors is None else tensors
     metadata = {key: value for key, value in (metadata | changes).items() if key not in (drop, "sha256")}
     path.write_bytes(save(tensors, metadata | {"sha256": gpt.checkpoint._digest(tensors, metadata)}))
 
@@ -211,7 +217,7 @@ def test_a_file_from_before_an_option_was_added(path, part):
     with safe_open(path, framework="numpy") as file:
         values = json.loads(file.metadata()[part])
     defaults = {name: f.default for name, f in option_fields().items()} if part == "config" else asdict(Progress())
-    for key in values.keys() - {"n_embd", "n_head"}:  # whose defaults do not fit the other one here
+    for key in values.keys() - {*SHAPE, "vocab_size", "step"}:  # whose defaults do not fit the rest
         rewrite(path, **{part: json.dumps({k: v for k, v in values.items() if k != key})})
         checkpoint = load_checkpoint(path)
         config, progress = checkpoint.config, checkpoint.progress
@@ -227,20 +233,159 @@ def test_weights_that_do_not_fit_the_configuration(path, change):
         load_checkpoint(path).build_model()
 
 
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("gpt", {"n_layer": 10**9}),
+        ("gpt", {"n_head": 1, "n_embd": 2**40}),
+        ("gpt", {"block_size": 2**40}),
+        ("bigram", {"block_size": 2**62, "vocab_size": 2**31}),
+    ],
+)
+def test_a_shape_is_compared_before_a_model_is_made(tmp_path, model, change):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, make(model=model))
+    rewrite(path, config=json.dumps(load_checkpoint(path).config.to_dict() | change))
+    assert peak_of(lambda: assert_refused(path)) < 4e6
+
+
+def test_as_many_values_as_a_model_has_but_in_one_array(path):
+    """Many blocks of next to nothing would be many objects."""
+    shape = {"block_size": 1, "n_layer": 10**5, "n_head": 1, "n_embd": 1, "bias": False}
+    config = load_checkpoint(path).config.to_dict() | shape
+    config = {key: value for key, value in config.items() if key != "qkv_bias"}
+    count = GPTConfig(vocab_size=6, **shape).num_parameters() + 6
+    rewrite(path, tensors={"w": np.zeros(count, np.float32)}, config=json.dumps(config))
+    assert peak_of(lambda: assert_refused(path, "do not fit its configuration")) < 4e6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "transformer.wte.weight", "transformer.ln_f.bias", "optimizer.m", "optimizer.v"]
+)
+def test_values_that_have_diverged_are_refused(path, name, value):
+    tensors = load_file(path)
+    tensors[name].reshape(-1)[-1] = value
+    rewrite(path, tensors=tensors)
+    for for_resume in (True, False):
+        with pytest.raises(UserError, match=r"cannot be used, for .*: take an earlier checkpoint, or train anew$"):
+            load_checkpoint(path, for_resume)
+
+
+def test_tied_weights_that_differ(path):
+    tensors = load_file(path)
+    tensors["lm_head.weight"][0, 0] += 1
+    rewrite(path, tensors=tensors)
+    assert_refused(path, "for lm_head.weight and transformer.wte.weight are one in its model and differ")
+
+
+def test_a_negative_square(path):
+    tensors = load_file(path)
+    tensors["optimizer.v"][3] = -1e-9
+    rewrite(path, tensors=tensors)
+    assert_refused(path, "optimizer.v")
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        ({"step": -1}, "step must be at least 0, got -1"),
+        ({"step": 2**63}, "step must be less than 2**63, got a larger number"),
+        ({"step": True}, "step must be of type int, got True"),
+        ({"step": 3}, "evaluated_step must not exceed step, got 6 and 3"),
+        ({"evaluated_step": -2}, "evaluated_step must be at least -1, got -2"),
+        ({"best_val_loss": float("nan")}, "best_val_loss must be finite, got nan"),
+        ({"best_val_loss": "1"}, "best_val_loss must be of type float, got '1'"),
+        ({"seconds": -1.0}, "seconds must be at least 0.0, got -1.0"),
+        ({"seconds": None}, "seconds must be of type float, got None"),
+    ],
+)
+def test_progress_that_cannot_be(path, progress, said):
+    rewrite(path, progress=json.dumps(asdict(load_checkpoint(path).progress) | progress))
+    assert_refused(path, said)
+
+
+def test_a_tokenizer_of_another_size(path):
+    rewrite(path, tokenizer='{"kind": "char", "symbols": "abc"}')
+    assert_refused(path, "its tokenizer is char of 3, its configuration's char of 6")
+
+
+# --- the file system ---
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null"])
+def test_what_is_no_regular_file(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as ours:
+        if kind == "socket":
+            ours.bind(str(path))
+        assert_refused(path, "give another" if kind != "socket" else "cannot read")
+
+
+def test_a_link_that_the_user_names_is_followed(path):
+    (path.parent / "link").symlink_to(path.name)
+    assert load_checkpoint(path.parent / "link").progress.step == 7
+
+
+def test_cut_short_while_it_is_read(path, monkeypatch):
+    """A mapped file would end the process with SIGBUS."""
+    shapes, size = TensorFile.shapes, path.stat().st_size
+    for left in (0, size // 2, size - 1):
+        save_checkpoint(path, make())
+        monkeypatch.setattr(TensorFile, "shapes", lambda file, left=left: (shapes(file), os.truncate(path, left))[0])
+        assert_refused(path, "it ends too early")
+
+
+def peak_of(work) -> int:
+    """The most bytes that are held during work(), beyond what was held before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("for_resume", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{"n_layer": 3, "n_embd": 256}, {"tokenizer": CharTokenizer("".join(map(chr, range(5000)))), "n_embd": 256},
+     {"model": "bigram", "tokenizer": CharTokenizer("".join(map(chr, range(1600))))}],
+    ids=["layers", "tables", "bigram"],
+)  # fmt: skip
+def test_memory_that_a_checkpoint_takes(tmp_path, options, for_resume):
+    """To load it: that of the model, with its moments if they are asked for, and at most a fifth of the file. To save
+    it: less than that. The model takes the arrays over."""
+    path, checkpoint = tmp_path / "c.safetensors", make(**options)
+    assert peak_of(lambda: save_checkpoint(path, checkpoint)) < path.stat().st_size / 5
+    model = 4 * checkpoint.build_model().num_parameters()
+    held = []
+
+    def load():
+        held.append(load_checkpoint(path, for_resume))
+        held.append(held[0].build_model())
+
+    assert peak_of(load) < model * (3 if for_resume else 1) + path.stat().st_size / 5
+    assert held[1].state_dict().keys() == checkpoint.weights.keys()
+
+
 # --- saving ---
 
 
-@pytest.mark.parametrize("failing", ["save", "fsync", "replace"])
+@pytest.mark.parametrize("failing", ["make_header", "fsync", "replace"])
 def test_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch, failing):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = path.read_bytes()
-    monkeypatch.setattr(gpt.checkpoint if failing == "save" else os, failing, full)
+    monkeypatch.setattr(gpt.checkpoint if failing == "make_header" else os, failing, full)
     with pytest.raises((UserError, OSError)) as error:
         save_checkpoint(path, make(progress=Progress(step=8)))
     monkeypatch.undo()
-    assert failing == "save" or str(error.value).startswith(f"cannot write {path}: No space left on device")
+    assert failing == "make_header" or str(error.value).startswith(f"cannot write {path}: No space left on device")
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

@@ -1,10 +1,12 @@
 """sample.py: prompts in, exactly the text out as it is made, and every mistake in one sentence."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import TEXT, assert_complaint, run, start, train
 
@@ -267,6 +269,65 @@ def test_a_byte_model_takes_and_writes_any_bytes(cwd):
     assert run("sample.py", *options, "-", cwd=cwd, encoding=None, input=binary).stdout == done.stdout
     shown = run("sample.py", "--model=bytes", b"--prompt=a\xff", "--max-new-tokens=0", cwd=cwd).stdout
     assert shown == "a\ufffd\n"
+
+
+# --- files that cannot be ---
+
+
+def test_weights_that_are_nan_are_not_sampled_from(cwd, sample):
+    path = cwd / "runs/little-shakespeare/best.safetensors"
+    checkpoint = load_checkpoint(path)
+    checkpoint.weights["transformer.wte.weight"][3] = np.nan
+    save_checkpoint(path, checkpoint)
+    said = "cannot be used, for transformer.wte.weight has values that are nan, infinite or else impossible: take an"
+    assert_complaint(sample(status=2), said, "sample.py")
+
+
+def test_where_the_text_goes_is_tried_before_it_is_made(cwd, sample, monkeypatch):
+    monkeypatch.setattr("gpt.checkpoint.load_checkpoint", None)
+    (cwd / "out.txt").write_text("precious")
+    (cwd / "out.txt").chmod(0o444)
+    said = "cannot write out.txt: it is read-only; make it writable, or give another name"
+    assert_complaint(sample("--out=out.txt", status=2), said, "sample.py")
+    assert (cwd / "out.txt").read_text() == "precious"
+    assert_complaint(sample(f"--out={'x' * 300}", status=2), ": File name too long; give a shorter name", "sample.py")
+    assert_complaint(sample("--out=/dev/null", status=2), "cannot write /dev/null: it is not a regular", "sample.py")
+
+
+def test_out_may_be_a_link_and_keeps_its_permissions(cwd, sample):
+    (cwd / "disk").mkdir()
+    (cwd / "disk/file").write_text("an older text")
+    (cwd / "disk/file").chmod(0o600)
+    for target in ("disk/file", "disk/new"):
+        (cwd / "out").unlink(missing_ok=True)
+        (cwd / "out").symlink_to(target)
+        printed = sample("--out=out", "--max-new-tokens=3")
+        assert (cwd / "out").is_symlink()
+        assert (cwd / target).read_text() == printed
+    assert (cwd / "disk/file").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "link in a run", "x" * 300, "x" * 300 + "/y"])
+def test_a_model_that_is_no_file(cwd, sample, kind):
+    said = "is not a regular file: give another"
+    if kind == "pipe":
+        os.mkfifo(cwd / kind)
+    elif kind == "link in a run":
+        (cwd / kind).mkdir()
+        (cwd / kind / "best.safetensors").symlink_to("/dev/zero")
+        said = "best.safetensors is a symbolic link, which may lead out of its folder"
+    elif kind.startswith("x"):
+        said = "File name too long; give a shorter name"
+    assert_complaint(sample("--model", kind, status=2), said, "sample.py")
+
+
+def test_a_word_too_long_for_a_name(sample):
+    assert_complaint(sample("x" * 5000, status=2), "or - for standard input: write --prompt xxx", "sample.py")
+
+
+def test_closed_standard_input(cwd):
+    err = run("sample.py", "-", cwd=cwd, shell='exec "$@" <&-', status=2).stderr
+    assert_complaint(err, "standard input is closed: give the text with --prompt or --prompt-file", "sample.py")
 
 
 # --- the output ---

@@ -34,6 +34,7 @@ from gpt.config import load_preset
 from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
 from gpt.errors import UserError
+from gpt.files import REMEDIES
 from gpt.session import resume_session
 from gpt.trainer import Evaluation
 
@@ -172,10 +173,8 @@ def test_full_disk_keeps_the_older_checkpoint(session, copy, monkeypatch):
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(UserError) as error:
         session.run()
-    assert str(error.value) in (
-        f"cannot write run/{name}.safetensors: No space left on device; the previous file is untouched"
-        for name in ("best", "last")
-    )
+    full = f"No space left on device; {REMEDIES['ENOSPC']}; the previous file is untouched"
+    assert str(error.value) in (f"cannot write run/{name}.safetensors: {full}" for name in ("best", "last"))
     assert {name: (copy / name).read_bytes() for name in RUN - {"log.jsonl"}} == before
     assert {file.name for file in copy.iterdir()} == RUN
 

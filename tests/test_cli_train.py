@@ -174,7 +174,16 @@ def test_what_is_advised_exists(name):
         ("shakespeare_char", "unknown preset 'shakespeare_char': did you mean shakespeare-char?"),
         ("config/train_shakespeare_char.py", "did you mean shakespeare-char?"),
         ("config/train_gpt2.py", "unknown preset 'config/train_gpt2.py': expected one of little-shakespeare, "),
-        ("missing.toml", "cannot read the preset missing.toml: No such file or directory"),
+        ("missing.toml", "cannot read the preset missing.toml: No such file or directory; check the name"),
+        ("pipe.toml", "pipe.toml is not a regular file: give another"),
+        ("folder.toml", "folder.toml is not a regular file: give another"),
+        ("x" * 300 + ".toml", ": File name too long; give a shorter name"),
+        ("x" * 300, "unknown preset 'xxx"),
+        ("--out " + "x" * 300, ": File name too long; give a shorter name"),
+        ("--resume --out " + "x" * 300, ": File name too long; give a shorter name"),
+        ("digits.toml", "digits.toml: n_layer must be less than 2**63, got a larger number"),
+        ("nul.toml", "nul.toml: data must be without NUL, which no file's name has, got 'a\\x00b'"),
+        ("--resume --out linked", "linked/.lock is a symbolic link, which may lead out of its folder"),
         ("latin1.toml", "cannot read the preset latin1.toml: 'utf-8' codec can't decode"),
         ("broken.toml", "broken.toml is not a valid TOML file: "),
         ("nanogpt.toml", "nanogpt.toml: unknown key 'out_dir': a run's folder is --out for train.py"),
@@ -189,9 +198,13 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
         "latin1.toml": b'data = "\xe9"', "broken.toml": b"n_layer = ", "typo.toml": b"n_heads = 2",
         "nanogpt.toml": b"n_layer = 2\nout_dir = 'out'\n",
         "wrong.toml": b'n_layer = "4"', "folder/holiday.jpg": b"",
+        "digits.toml": b"n_layer = 0x" + b"f" * 5000, "nul.toml": b'data = "a\\u0000b"', "folder.toml/x": b"",
+        "linked/last.safetensors": b"",
     }.items():  # fmt: skip
         (cwd / name).parent.mkdir(exist_ok=True)
         (cwd / name).write_bytes(content)
+    os.mkfifo(cwd / "pipe.toml")
+    (cwd / "linked/.lock").symlink_to("../text.txt")
     before = sorted(cwd.rglob("*"))
     if "cupy" in args and importlib.util.find_spec("cupy"):
         pytest.skip("CuPy is installed")
@@ -200,6 +213,7 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     assert_complaint(err, said, "train.py")
     assert out == ""
     assert sorted(cwd.rglob("*")) == before
+    assert (cwd / "text.txt").read_text() == TEXT
 
 
 # --- a run ---

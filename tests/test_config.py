@@ -77,7 +77,7 @@ def test_written_presets_are_read_back(name, tmp_path):
     [
         *(
             {"data": text}
-            for text in ('"', "\\", r"C:\new\text", "a\nb\tc\r", "\0\x1f\x7f", "é €\u2028😀", "", "'''", "#")
+            for text in ('"', "\\", r"C:\new\text", "a\nb\tc\r", "\x1f\x7f", "é €\u2028😀", "", "'''", "#")
         ),
         {"learning_rate": 1e-05, "weight_decay": 1e16, "beta2": 0.1 + 0.2},
         {"seed": MAX_SEED, "max_iters": 0, "qkv_bias": True, "bias": False, "dropout": 1, "val_fraction": 0.5},
@@ -99,8 +99,17 @@ def test_a_file_sets_its_keys_and_is_the_preset(encoding, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"^cannot read the preset .*mine\.toml: No such file or directory$"),
-        (b"data = '\xff'", r"^cannot read the preset .*mine\.toml: .*invalid start byte$"),
+        (None, r"^cannot read the preset .*mine\.toml: No such file or directory; check the name$"),
+        (b"data = '\xff'", r"^cannot read the preset .*mine\.toml: .*invalid start byte; save it as UTF-8$"),
+        (b"#" * 2**20 + b"#", r"mine\.toml has more than 1,048,576 bytes, which cannot be right: give another file$"),
+        (b"n_layer = 0x1" + b"0" * 5000, r"mine\.toml: n_layer must be less than 2\*\*63, got a larger number$"),
+        (b"seed = 0x1" + b"0" * 5000, r"seed must be at most \d+, got an integer of thousands of digits$"),
+        (b"dropout = 0x1" + b"0" * 5000, r"dropout must be of type float, got an integer of thousands of digits$"),
+        (b"data = [0x1" + b"0" * 5000 + b"]", r"data must be of type str, got an integer of thousands of digits$"),
+        (b"data = " + b"[" * 5000, r"mine\.toml is not a valid TOML file: "),
+        (b"x" * 100_000 + b" = 3", r"mine\.toml: unknown key 'x+\.\.\.x+'; the keys are "),
+        (b'data = "\\u0000"', r"data must be without NUL, which no file's name has, got '\\x00'$"),
+        (b'preset = "a\\u0000"', r"preset must be without NUL, "),
         (b"n_layer 3", r"mine\.toml is not a valid TOML file: .*line 1"),
         (b"n_layer = 3\nn_layer = 4", r"mine\.toml is not a valid TOML file: Cannot overwrite"),
         (b"[model]\nn_layer = 3", r"mine\.toml: model must be of type str, got \{'n_layer': 3\}"),

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import socket
+import sys
 import time
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_wrong_hash_is_refused_and_not_cached(tmp_path, cached):
     with pytest.raises(UserError, match="26 bytes.*not the expected text.*--data FILE.*--data pydoc"):
         load_text("shakespeare", block_size=8)
     assert not cached.exists()
+    assert load_text(None, block_size=8).source == "pydoc"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there the user's name is not looked up so")
+def test_a_user_without_home_and_name(cached, monkeypatch):
+    import pwd
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(UserError, match="there is no home folder to keep tinyshakespeare in: set HOME, or give --data"):
+        load_text("shakespeare", block_size=8)
     assert load_text(None, block_size=8).source == "pydoc"
 
 

@@ -1,7 +1,7 @@
 """The layers a GPT is made of."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -135,8 +135,15 @@ class Sequential(Module):
 
 
 def _uniform(shape, bound: float) -> np.ndarray:
-    return random.next_generator().uniform(-bound, bound, shape).astype(np.float32)
+    return _drawn(shape, lambda rng: rng.uniform(-bound, bound, shape).astype(np.float32))
 
 
 def _normal(shape, std: float) -> np.ndarray:
-    return random.next_generator().standard_normal(shape, dtype=np.float32) * np.float32(number(std, "std"))
+    std = np.float32(number(std, "std"))
+    return _drawn(shape, lambda rng: rng.standard_normal(shape, dtype=np.float32) * std)
+
+
+def _drawn(shape, draw: Callable) -> np.ndarray:
+    if random.current().seed is None:
+        return np.broadcast_to(np.float32(0), shape)
+    return draw(random.next_generator())

@@ -1,0 +1,82 @@
+"""Named float32 arrays in a file of the safetensors format: eight bytes with the length of a header, the header as
+JSON, the values.
+
+Not by that library: it makes a second copy of everything to write it, ends the process where there is too little memory
+for that, and reads by mapping, where a file that is cut short meanwhile would end it too.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from gpt.errors import shown
+
+FLOAT32 = np.dtype("<f4")
+MAX_HEADER = 2**24  # bytes, which are 10,000 layers, or every character there is; its JSON fits any memory
+CHUNK = 2**18  # values to read at a time: they stay in the cache for what is done with them
+
+
+def make_header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """What a file begins with. The values, all FLOAT32, follow in the order of `tensors`."""
+    header, end = {"__metadata__": metadata}, 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class TensorFile:
+    """An open file with its `metadata`. ValueError, or RecursionError, wherever it is not of this format."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not length <= min(MAX_HEADER, self._size - 8):
+            raise ValueError("its header has an impossible length")
+        header = json.loads(file.read(length))
+        self._entries, self._values = header if isinstance(header, dict) else {}, 8 + length
+        self.metadata = self._entries.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
+            raise ValueError("its metadata are no texts")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name. The values are all that follows the header, so that no shape can ask for more than there is."""
+        places, end = {name: _place(name, entry) for name, entry in self._entries.items()}, 0
+        for start, stop, _ in sorted(places.values()):
+            if start != end:
+                raise ValueError("its values overlap, or leave a gap")
+            end = stop
+        if self._values + end != self._size:
+            raise ValueError(f"it has {self._size:,} bytes instead of {self._values + end:,}")
+        return {name: shape for name, (_, _, shape) in places.items()}
+
+    def read(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """The values of an array in pieces, each with its place in the flat array; a piece is overwritten by the next.
+        For a name in `shapes`."""
+        start, stop, _ = _place(name, self._entries[name])
+        self._file.seek(self._values + start)
+        buffer, count = np.empty(CHUNK, FLOAT32), (stop - start) // FLOAT32.itemsize
+        for i in range(0, count, CHUNK):
+            part = slice(i, min(i + CHUNK, count))
+            piece = buffer[: part.stop - part.start]
+            if self._file.readinto(piece) != piece.nbytes:
+                raise ValueError("it ends too early")
+            yield part, piece
+
+
+def _place(name: str, entry: object) -> tuple[int, int, tuple[int, ...]]:
+    """Where in the values an array lies, from start to stop, and its shape."""
+    match entry:
+        case {"dtype": "F32", "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
+            len(shape) <= 8
+            and all(type(n) is int and 0 <= n < 2**63 for n in shape)
+            and stop - start == FLOAT32.itemsize * math.prod(shape)
+        ):
+            return start, stop, tuple(shape)
+    raise ValueError(f"its entry of {shown(name)} is no array of float32: {shown(entry)}")
