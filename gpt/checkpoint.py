@@ -59,7 +59,7 @@ class Checkpoint:
     def build_model(self) -> LanguageModel:
         """The model on the CPU, with these very weights: a second copy could be too much."""
         model = build_model(self.config.train.model, self.config.gpt, seed=None)
-        for name, parameter in model.named_parameters().items():
+        for name, parameter in model.named_parameters():
             parameter.data = self.weights[name]
         return model
 
@@ -170,7 +170,7 @@ def _check_shapes(config: Config, shapes: dict[str, tuple[int, ...]]) -> dict[st
     values = sum(map(math.prod, weights.values()))
     if values != trained + tied or not is_bigram and gpt.n_layer > len(weights):
         raise UserError(f"its weights do not fit its configuration: {values:,} values in {len(weights):,} arrays")
-    named = build_model(config.train.model, gpt, seed=None).named_parameters()
+    named = dict(build_model(config.train.model, gpt, seed=None).named_parameters(remove_duplicate=False))
     expected = {name: parameter.shape for name, parameter in named.items()}
     if len(weights) < len(shapes):
         expected |= {MOMENTS + name: (trained,) for name in ("m", "v")}
