@@ -180,6 +180,7 @@ KERNELS = (
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.op in KERNELS], ids=lambda case: f"{case.op}: {case.id}")
+@pytest.mark.filterwarnings("ignore:gradcheck. 1 of 25:tensorlite.gradcheck.UndecidedWarning")  # in gelu's left tail
 def test_kernels_against_finite_differences(case, cuda):
     assert gradcheck(case.fn, *case.arrays(), backend="cupy")
 
