@@ -102,6 +102,10 @@ FORMERLY = {
     "the same in one sum": (
         lambda x: off_by_2(np.array([1e6, 1e6, 1e-4]))(x).sum(), [np.ones(3)], GradcheckError, "(2,)",
     ),
+    "a slope that is steep at large steps": (
+        lambda x: (2e6 * op(np.copy, lambda gy, x: (2 * gy,))(x) + 1) ** 3, [np.array(4e-8)],
+        GradcheckError, "element ()",
+    ),
     "inputs in brackets": (
         lambda x, w: x @ w, [(A, B)], TypeError, "write gradcheck(fn, a, b), not gradcheck(fn, (a, b))",
     ),

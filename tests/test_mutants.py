@@ -7,6 +7,7 @@ a script, this file makes every mutant there is and prints the table (some minut
 """
 
 import sys
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ import pytest
 
 from tensorlite import GradcheckError, Tensor, grad, gradcheck, ops
 from tensorlite.autograd import unbroadcast
-from tensorlite.gradcheck import compare
+from tensorlite.gradcheck import UndecidedWarning, compare
 from tensorlite.gradcheck.cases import CASES, Case
 
-SHARE = 19  # the suite takes every 19th mutant
+SHARE = 29  # the suite takes every 29th mutant
 
 # --- what is done to a vjp: a mutation makes wrong ones for a node, as many as there are places to go wrong in ---
 
@@ -207,10 +208,14 @@ def outcome(mutant: Mutant) -> str:
         got = numbers(mutant, mutant.case)
     except (NotMade, TypeError, ValueError, IndexError):  # it stops by itself, at an array that is read-only for one
         return "not made"
-    try:
-        gradcheck(mutant, *mutant.case.arrays())
-    except GradcheckError:
-        return "caught"
+    with warnings.catch_warnings(action="error", category=UndecidedWarning):
+        for seed in (0, 1):  # one cotangent may nearly cancel what the other shows
+            try:
+                gradcheck(mutant, *mutant.case.arrays(), seed=seed)
+            except GradcheckError:
+                return "caught"
+            except UndecidedWarning:
+                pass
     return reason(mutant) if same(got, numbers(mutant.case.fn, mutant.case)) else "survived"
 
 

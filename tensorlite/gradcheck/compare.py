@@ -139,7 +139,7 @@ class Comparison:
             return self.problem.at(self.i, moved)
 
         def allowed(q: Quotient) -> float:
-            return self.limits.absolute + self.limits.relative * max(abs(q.value), q.size)
+            return self.limits.absolute + self.limits.relative * abs(q.value)
 
         def ratio(q: Quotient) -> float:
             excess, margin = abs(got - q.value), allowed(q) + TRUST * q.error
@@ -153,7 +153,7 @@ class Comparison:
         self.smooth(search, f"element {index}")
         hidden = search.hidden
         q = min(search.quotients, key=ratio, default=Quotient(0.0, np.inf if hidden is None else hidden / TRUST))
-        good = TRUST * q.error <= max(allowed(q), GOOD * max(abs(q.value), q.size))
+        good = TRUST * q.error <= max(allowed(q), GOOD * abs(q.value))
         undecided = not good and ratio(q) <= 1 and (hidden is None or abs(got) > hidden)
         return Element(self.name, index, q.value, q.error, got, ratio(q), undecided)
 

@@ -41,11 +41,10 @@ class Line(NamedTuple):
 
 
 class Quotient(NamedTuple):
-    """A derivative, its estimated error, and the size of the terms it is the sum of."""
+    """A derivative and its estimated error."""
 
     value: float
     error: float
-    size: float = 0.0
 
     @property
     def relative(self) -> float:
@@ -87,7 +86,7 @@ def derivative(line: Line, start: float, enough: Callable[[Quotient], bool]) -> 
             continue
         steps.append(step)
         row, errors = _extrapolate(step.slope, row)
-        quotients = [Quotient(v, e + step.rounding, step.size) for v, e in zip(row, errors, strict=True)]
+        quotients = [Quotient(v, e + step.rounding) for v, e in zip(row, errors, strict=True)]
         for q in quotients:
             if enough(q) and not _bends(steps[-2:]):
                 return Search([q])

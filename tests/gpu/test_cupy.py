@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import CASES
-from test_ops import FLOATS, assert_same, cast, run
+from test_ops import FLOATS, assert_right, assert_same, cast, run
 from test_trainer import DATA
 from tolerances import assert_close
 
@@ -21,7 +21,7 @@ from gpt.device_trainer import DeviceTrainer
 from gpt.model import build_model
 from gpt.session import start_session
 from gpt.tokenizer import make_tokenizer
-from tensorlite import backend_of, get_backend, gradcheck
+from tensorlite import backend_of, get_backend
 
 # Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
 SHAPE = GPTConfig(
@@ -181,7 +181,7 @@ KERNELS = (
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.op in KERNELS], ids=str)
 def test_kernels_against_finite_differences(case, cuda):
-    assert gradcheck(case.fn, *case.arrays(), backend="cupy")
+    assert_right(case, cuda)
 
 
 @pytest.mark.parametrize("graph", [True, False])
