@@ -128,10 +128,11 @@ class RunFolder:
 
 def newest_run(runs: Path = RUNS) -> Path:
     """The run folder whose checkpoint is the newest."""
-    checkpoints = list(runs.glob("*/last.safetensors"))
-    if not checkpoints:
-        raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")
-    return max(checkpoints, key=saved_at).parent
+    with explained("read", runs):
+        checkpoints = list(runs.glob("*/last.safetensors"))
+        if checkpoints:
+            return max(checkpoints, key=saved_at).parent
+    raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")
 
 
 def find_checkpoint(path: Path | None) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from gpt.errors import shown
 
 FLOAT32 = np.dtype("<f4")
-MAX_HEADER = 2**24  # bytes, which are 10,000 layers, or every character there is; its JSON fits any memory
+MAX_HEADER = 2**22  # bytes, which are 2,000 layers, or every character in use; and JSON that fits any memory
 CHUNK = 2**18  # values to read at a time: they stay in the cache for what is done with them
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: everything comes back, any damage is noticed, and a failed save leaves the old file."""
 
 import errno
-import gc
 import json
 import os
 import pickle
@@ -259,6 +258,21 @@ def test_as_many_values_as_a_model_has_but_in_one_array(path):
     assert peak_of(lambda: assert_refused(path, "do not fit its configuration")) < 4e6
 
 
+@pytest.mark.parametrize("header", [b'{"a":[' + b"[]," * 200_000 + b"[]]}", b"[" * 400_000, b'{"a":' * 100_000])
+def test_a_header_that_would_fill_the_memory(path, header):
+    for length, limit in ((len(header), 2e7), (2**62, 1e5)):
+        path.write_bytes(struct.pack("<Q", length) + header)
+        assert peak_of(lambda: assert_refused(path)) < limit
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(path, monkeypatch):
+    monkeypatch.setattr(gpt.checkpoint, "MAX_HEADER", 2000)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="a model of this many layers or symbols is too much for its header"):
+        save_checkpoint(path, make())
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     "name", ["lm_head.weight", "transformer.wte.weight", "transformer.ln_f.bias", "optimizer.m", "optimizer.v"]
@@ -340,7 +354,6 @@ def test_cut_short_while_it_is_read(path, monkeypatch):
 
 def peak_of(work) -> int:
     """The most bytes that are held during work(), beyond what was held before."""
-    gc.collect()
     tracemalloc.start()
     try:
         work()

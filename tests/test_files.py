@@ -53,6 +53,43 @@ def test_temporary_file_lies_beside_the_target_under_a_name_that_nobody_can_gues
         assert re.fullmatch(r"\.last\.safetensors\.[0-9a-f]{16}\.tmp", source.name)
 
 
+MOUNTED = """
+mount -t tmpfs -o size=64k none disk || exit 77
+echo old > disk/file
+if [ "$1" = full ]; then :; else mount -o remount,ro disk || exit 77; fi
+exec "$2" -c 'import sys; sys.path.insert(0, sys.argv[1])
+from gpt.errors import UserError
+from gpt.files import atomic_write
+from pathlib import Path
+try: atomic_write("disk/file", bytes(10**6))
+except UserError as error: print(error)
+print(Path("disk/file").read_text().strip(), len(list(Path("disk").iterdir())))' "$3"
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            "full",
+            "No space left on device; free some space there, or choose another disk; the previous file is untouched",
+        ),
+        ("read-only", "it is read-only; make it writable, or give another name"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount of its own, as Linux has them")
+def test_a_disk_that_takes_no_more(tmp_path, kind, said):
+    (tmp_path / "disk").mkdir()
+    command = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", kind, sys.executable, ROOT]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    assert done.stdout == f"cannot write disk/file: {said}\nold 1\n"
+
+
 def test_a_name_that_is_taken_is_not_written_to(path, monkeypatch):
     """Though it be a link, planted by who has guessed it."""
     monkeypatch.setattr(os, "urandom", bytes)
