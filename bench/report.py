@@ -1,4 +1,4 @@
-"""Write README.md's performance sections from the committed results, bench/results/*.json.
+"""Write bench/README.md's performance sections from the committed results, bench/results/*.json.
 
     python bench/report.py            rewrite the sections
     python bench/report.py --check    exit with status 1 if they are not what the results say
@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 NOT_MEASURED = "–"  # torch's, where ours ran alone
@@ -31,7 +31,7 @@ def main() -> None:
     if not args.check:
         README.write_text(new, encoding="utf-8")
     elif new != old:
-        sys.exit("README.md differs from bench/results: run python bench/report.py")
+        sys.exit("bench/README.md differs from bench/results: run python bench/report.py")
 
 
 def with_section(readme: str, section: str) -> str:
@@ -39,7 +39,7 @@ def with_section(readme: str, section: str) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        sys.exit(f"README.md must have the line {BEGIN} and after it {END}")
+        sys.exit(f"bench/README.md must have the line {BEGIN} and after it {END}")
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
 

@@ -1,7 +1,8 @@
-"""The benchmarks: that README.md says what the results say, and that both sides of a comparison do the same thing."""
+"""The benchmarks: that bench/README.md says what the results say, and both sides of a comparison do the same thing."""
 
 import argparse
 import json
+import re
 import sys
 import time
 
@@ -112,6 +113,15 @@ def test_readme_says_what_the_committed_results_say():
     readme = report.README.read_text(encoding="utf-8")
     with_cpu = report.with_section(readme, report.performance(report.RESULTS))
     assert readme == report.with_gpu_section(with_cpu, report.gpu_performance(report.RESULTS))
+
+
+def test_every_figure_of_the_readme_is_in_the_tables():
+    readme = report.README.parent.with_name("README.md").read_text(encoding="utf-8")
+    speed = readme.split("## Speed\n")[1].split("\n## ")[0]
+    tables = report.README.read_text(encoding="utf-8")
+    figures = re.findall(r"\d+\.\d+x|\d+ MB", speed)
+    assert len(figures) == 10
+    assert [figure for figure in figures if figure not in tables] == []
 
 
 def test_every_committed_result_is_reported():

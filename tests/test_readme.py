@@ -14,6 +14,12 @@ def blocks(section: str) -> list[str]:
     return re.findall(r"```\w*\n(.*?)```", README.split(f"## {section}\n")[1].split("\n## ")[0], re.DOTALL)
 
 
+def test_the_first_example_prints_what_is_shown(capsys):
+    code, shown = re.findall(r"```(?:python)?\n(.*?)```", README.split("## Set up")[0], re.DOTALL)[1:3]
+    exec(code, {})
+    assert capsys.readouterr().out == shown
+
+
 def test_the_engines_example_learns(capsys):
     exec(blocks("Use the engine by itself")[0], {})
     assert float(capsys.readouterr().out) < 0.1
