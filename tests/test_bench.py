@@ -229,6 +229,16 @@ def test_both_sides_of_the_op_benchmark_compute_the_same(preset):
 # -- the study of gradcheck --
 
 
+def test_the_page_on_gradcheck_says_what_the_study_found():
+    page = (report.README.parents[1] / "docs" / "gradcheck.md").read_text(encoding="utf-8")
+    results = json.loads((report.RESULTS / "gradcheck.json").read_text())["results"]
+    correct, *rest = results
+    said = f"Of {correct['draws']:,} correct gradients it accuses none and leaves {correct['undecided']} undecided."
+    assert correct["accused"] == 0
+    assert said in page
+    assert gradcheck_study.table([row for row in rest if row["what"] == "planted"]) in page
+
+
 def test_gradcheck_accuses_no_correct_gradient_and_catches_planted_errors():
     rng = np.random.default_rng(1)
     count = gradcheck_study.study_correct(300, rng)
