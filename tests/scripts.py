@@ -31,10 +31,9 @@ LOG_KEYS += ["elapsed"]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Ours without network and Python's own variables; warnings are errors, but for the lock file's, which is held
-    until the process ends."""
+    """Ours without network and Python's own variables; warnings are errors."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    quiet = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
+    quiet = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONWARNINGS": "error"}
     return inherited | quiet | {f"{scheme}_proxy": NOWHERE for scheme in ("http", "https")}
 
 

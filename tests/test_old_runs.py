@@ -27,9 +27,6 @@ OLD = [f"{version}/{name}" for version, names in VERSIONS.items() for name in na
 # Another processor's BLAS adds up in another order: over the kernels of OpenBLAS the numbers differ by 5e-7 at most.
 RTOL = 1e-5
 
-# The lock is held until the session ends, here until it is collected.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*lock:ResourceWarning")
-
 
 @pytest.fixture(params=OLD)
 def old(request, cwd):
@@ -49,7 +46,7 @@ def script(monkeypatch):
     def call(module, *args: str) -> None:
         monkeypatch.setattr(sys, "argv", [module.__name__, *args])
         assert module.main() == 0
-        gc.collect()  # a lock that is let go of later would warn in whichever test runs then
+        gc.collect()  # which lets go of the lock
 
     return call
 
