@@ -101,3 +101,17 @@ def test_a_scope_holds_for_its_thread_only():
 def test_a_seed_philox_cannot_take_is_refused(seed):
     with pytest.raises(ValueError, match=f"seed must be from 0 to 2\\*\\*63 - 1, got {seed}"):
         tl.manual_seed(seed)
+
+
+def test_a_scope_without_a_seed_draws_nothing():
+    """Its layers wait for their values; the scope around it goes on as if it had not been there."""
+    with random.scope(3):
+        with random.scope(None):
+            waiting = [tl.nn.Linear(3, 2), tl.nn.Linear(3, 2, std=1.0), tl.nn.Embedding(3, 2)]
+        drawn = tl.randn(4)
+    for parameter in (layer.weight for layer in waiting):
+        assert parameter.dtype == np.float32
+        assert not parameter.data.any()
+        assert not parameter.data.flags.writeable
+    with random.scope(3):
+        np.testing.assert_array_equal(tl.randn(4).data, drawn.data)
