@@ -21,6 +21,7 @@ from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 from gpt.interrupt import hold_interrupts
+from gpt.terminal import printable, show
 from gpt.tokenizer import readable
 
 MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
@@ -47,17 +48,17 @@ def main() -> int:
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
     progress = checkpoint.progress
     best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
-    print(f"{path}: step {progress.step}{best}", file=sys.stderr)
+    print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
     samples = [prompt] * args.num_samples
-    show(prompt)
+    show(readable(prompt))
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
         for pieces in stream_text(
             model, checkpoint.tokenizer, prompt, args.max_new_tokens, args.num_samples, **options
         ):
-            show(pieces[0])  # the first sample as it is made, the others after it
+            show(readable(pieces[0]))  # the first sample as it is made, the others after it
             samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
-    show("".join(SEPARATOR + text for text in samples[1:]) + "\n")
+    show(readable("".join(SEPARATOR + text for text in samples[1:])) + "\n")
     if args.out:
         atomic_write(args.out, SEPARATOR.join(samples) + "\n")
     return 0
@@ -137,11 +138,6 @@ def without_line_end(raw: bytes) -> str:
     except UnicodeDecodeError:
         return raw.decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
-def show(text: str) -> None:
-    sys.stdout.write(readable(text))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

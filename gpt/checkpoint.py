@@ -67,6 +67,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
     }
     metadata["sha256"] = _digest(tensors, metadata)
+    np.empty(3 * sum(array.nbytes for array in tensors.values()), np.uint8)  # MemoryError where `save` would abort
     atomic_write(path, save(tensors, metadata))
 
 

@@ -1,5 +1,6 @@
 """Putting a training run together: configuration, then data, then model, then the loop."""
 
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
 from gpt.files import atomic_write
 from gpt.generate import default_prompt, stream_text
-from gpt.interrupt import interrupt_on_terminate
+from gpt.interrupt import InterruptOnce
 from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
 from gpt.memory import check_memory, memory_explained
 from gpt.model import build_model
 from gpt.run import RunFolder
+from gpt.terminal import say, show, tell
 from gpt.tokenizer import make_tokenizer, readable
 from gpt.trainer import Trainer
 
@@ -47,20 +49,25 @@ class Session:
 
     def _run(self) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
-        interrupt_on_terminate()
-        with self._trainer() as trainer:
+        with InterruptOnce() as interrupts, self._trainer() as trainer:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
-            finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
-            if not finished:
-                again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
-                print(f"stopped and saved after step {trainer.step}; go on with: {again}")
-                return 0
+            reason = TrainingLoop(trainer, self.folder, self.config, progress).run(interrupts)
+            if reason is not None:
+                return self._stopped(reason, trainer.step)
             self._sample()
         more = f"python sample.py {argument('--model', self.folder.path)}"
-        print(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
+        say(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
         return 0
+
+    def _stopped(self, reason: BaseException, step: int) -> int:
+        """Say how to go on. The exit status, if it needs no other sentence."""
+        again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
+        tell(f"stopped and saved after step {step}; go on with: {again}")
+        if isinstance(reason, KeyboardInterrupt):
+            return 128 + getattr(reason, "number", signal.SIGINT)
+        raise reason
 
     def _trainer(self) -> Trainer:
         what = self.model, self.dataset, self.config.train
@@ -75,13 +82,13 @@ class Session:
             device += f" on {trainer.threads} core{'s' if trainer.threads > 1 else ''}"
         else:
             device += f" in {self.device.dtype}"
-        print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
-        print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
+        say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
+        say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
         shown = [f"uniform {counted.pop('uniform'):.4f}"]
         shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
-        print(f"losses reached by counting (train / val): {', '.join(shown)}")
-        print(f"run: {self.folder.path}", flush=True)
+        say(f"losses reached by counting (train / val): {', '.join(shown)}")
+        say(f"run: {self.folder.path}")
 
     def _sample(self) -> None:
         """Print a sample of the final model and keep it in the run's folder."""
@@ -90,7 +97,7 @@ class Session:
         pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
         text = prompt + "".join(piece for (piece,) in pieces)
         atomic_write(self.folder.sample, text + "\n")
-        print(f"--- sample ---\n{readable(text).strip()}\n--------------")
+        show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
@@ -138,5 +145,5 @@ def _load_text(config: Config) -> Text:
     any_bytes = train.tokenizer == "byte"
     text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
     if text.note:
-        print(text.note)
+        say(text.note)
     return text
