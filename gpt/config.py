@@ -131,7 +131,7 @@ class Config:
                 raise UserError(f"{as_option(key)} has no effect on a {self.train.model} table: leave it out")
             if key not in known:
                 hint = instead_of(key, known) or f"; the keys are {', '.join(known)}"
-                raise UserError(f"{prefix}unknown key {key!r}{hint}")
+                raise UserError(f"{prefix}unknown key {reprlib.repr(key)}{hint}")
         model_keys = {f.name for f in fields(GPTConfig)}
         try:
             return Config(
@@ -202,7 +202,7 @@ def check_fields(config) -> None:
 def _check_range(f, value) -> None:
     least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
     if choices and value not in choices:
-        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {reprlib.repr(value)}")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):  # how a file name's odd bytes come
         raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {value!r}: rename the file")
     if isinstance(value, float) and not math.isfinite(value):

@@ -33,8 +33,9 @@ def shortened(text: str) -> str:
 
 def message(text: str) -> str:
     """A sentence of ours as one line for a terminal, in which no word and no argument of the command is too long."""
-    given = {value for word in sys.argv[1:] for value in (word, word.partition("=")[2]) if len(value) > MOST}
-    for value in sorted(given, key=len, reverse=True):
+    given = [value for word in sys.argv[1:] for value in (word, word.partition("=")[2])]
+    given += [repr(value)[1:-1] for value in given]  # as some quote it
+    for value in sorted((value for value in given if len(value) > MOST), key=len, reverse=True):
         text = text.replace(value, shortened(value))
     return re.sub(rf"\S{{{MOST + 1},}}", lambda word: shortened(word[0]), printable(text))
 
