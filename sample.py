@@ -14,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
 
 import argparse
+import io
 from pathlib import Path
 
 from gpt.advice import argument
@@ -21,10 +22,12 @@ from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 from gpt.interrupt import hold_interrupts
-from gpt.terminal import printable, show
+from gpt.terminal import printable, shortened, show
 from gpt.tokenizer import readable
+from tensorlite import get_backend
 
 MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
+MOST_PROMPT = 2**24  # bytes; a pipe or a device may have no end
 SEPARATOR = "\n---------------\n"
 
 
@@ -37,27 +40,34 @@ def main() -> int:
         from gpt.checkpoint import load_checkpoint
         from gpt.files import atomic_write
         from gpt.generate import default_prompt, stream_text
+        from gpt.memory import check_file, check_sampling
         from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
     path = find_checkpoint(args.model)
+    check_file(path, 1, "take a smaller --model")
     checkpoint = load_checkpoint(path)
-    model = device.place(checkpoint.build_model())
     prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
+    kept = args.num_samples > 1 or args.out is not None  # else the text is shown and gone
+    new_tokens = args.max_new_tokens if kept else 0
+    check_sampling(checkpoint.config, get_backend(args.backend), args.num_samples, len(prompt), new_tokens)
+    model = device.place(checkpoint.build_model())
     progress = checkpoint.progress
     best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
     print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    samples = [prompt] * args.num_samples
+    samples = [io.StringIO() for _ in range(args.num_samples if kept else 0)]
     show(readable(prompt))
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
         for pieces in stream_text(
             model, checkpoint.tokenizer, prompt, args.max_new_tokens, args.num_samples, **options
         ):
             show(readable(pieces[0]))  # the first sample as it is made, the others after it
-            samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
+            for text, piece in zip(samples, pieces, strict=False):
+                text.write(piece)
+    samples = [prompt + text.getvalue() for text in samples]
     show(readable("".join(SEPARATOR + text for text in samples[1:])) + "\n")
     if args.out:
         atomic_write(args.out, SEPARATOR.join(samples) + "\n")
@@ -90,7 +100,9 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
         option = "--model" if Path(words[0]).exists() else "--prompt"
-        raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
+        raise UserError(
+            f"expected options, or - for standard input: write {argument(option, shortened(' '.join(words)))}"
+        )
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
         ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
@@ -102,6 +114,8 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
+        if args.temperature == 0 and name.startswith("--top") and value is not None:
+            raise UserError(f"{name} has no effect at --temperature 0, which takes the likeliest always: leave it out")
     if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
 
@@ -111,13 +125,14 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     and a byte order mark are not part, nor is the CR of its line ends for a model that knows none."""
     try:
         if args.stdin:
-            prompt = without_line_end(sys.stdin.buffer.read())
+            prompt = without_line_end(sys.stdin.buffer)
         elif args.prompt_file:
-            prompt = without_line_end(args.prompt_file.read_bytes())
+            with args.prompt_file.open("rb") as file:
+                prompt = without_line_end(file)
         else:
             prompt = args.prompt
             if prompt and "\\" in prompt and not tokenizer.knows("\\"):
-                written = prompt.replace("'", "\\'")
+                written = shortened(prompt.replace("'", "\\'"))
                 raise UserError(
                     f"the model knows no backslash: for a new line write --prompt $'{written}' in bash, "
                     "or give the text with --prompt-file or on standard input"
@@ -131,8 +146,11 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
 
 
-def without_line_end(raw: bytes) -> str:
+def without_line_end(file) -> str:
     """The text, or all of the bytes if they are none."""
+    raw = file.read(MOST_PROMPT + 1)
+    if len(raw) > MOST_PROMPT:
+        raise UserError(f"the prompt has more than {MOST_PROMPT:,} bytes: give its end alone")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:

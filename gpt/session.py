@@ -18,7 +18,7 @@ from gpt.generate import default_prompt, stream_text
 from gpt.interrupt import InterruptOnce
 from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
-from gpt.memory import check_memory, memory_explained
+from gpt.memory import check_file, check_memory, memory_explained
 from gpt.model import build_model
 from gpt.run import RunFolder
 from gpt.terminal import say, show, tell
@@ -44,7 +44,7 @@ class Session:
         """Train, sample, and return the exit status."""
         text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
         fixed = FIXED | {"data"} if self.checkpoint else set()
-        with memory_explained(self.config, self.device.backend == "numpy", text, fixed):
+        with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run()
 
     def _run(self) -> int:
@@ -80,6 +80,8 @@ class Session:
         device = tl.backend_of(self.model.token_table.data).describe()
         if isinstance(trainer, CPUTrainer):
             device += f" on {trainer.threads} core{'s' if trainer.threads > 1 else ''}"
+            if trainer.threads < (self.device.threads or 0):
+                device += f", for which --threads {self.device.threads} is more than there is work or cores for"
         else:
             device += f" in {self.device.dtype}"
         say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
@@ -102,11 +104,16 @@ class Session:
 
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
     """A new run. Nothing is written before everything has been checked."""
+    _check_dropout(config.gpt.dropout)
+    backend, cores = tl.get_backend(device.backend), device.cores
+    check_memory(
+        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
+    )  # before a text is made for it
     text = _load_text(config)
     tokenizer = make_tokenizer(config.train.tokenizer, text.text)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
+    check_memory(config, backend, cores, len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    check_memory(config, tl.get_backend(device.backend))
     model = device.place(build_model(config.train.model, config.gpt, config.train.seed))
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
@@ -117,6 +124,7 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
 def resume_session(out: Path | None, preset: str | None, options: dict, device: Device) -> Session:
     """Go on with an earlier run, with its configuration but for `options`."""
     folder = RunFolder.open(out)
+    check_file(folder.last, 1, "take a machine with more")
     checkpoint = load_checkpoint(folder.last)
     old = checkpoint.config
     if preset not in (None, old.train.preset):
@@ -125,7 +133,10 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
             raise UserError(f"{as_option(key)} cannot change on --resume: start a new run for it")
+    if "dropout" in options:
+        _check_dropout(options["dropout"])
     text = _load_text(config)
+    check_memory(config, tl.get_backend(device.backend), device.cores, len(text.text), FIXED | {"data"})
     try:
         dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
     except UserError:  # too short, or with other characters
@@ -147,3 +158,8 @@ def _load_text(config: Config) -> Text:
     if text.note:
         say(text.note)
     return text
+
+
+def _check_dropout(p: float) -> None:
+    if p and not round(p * 65536):
+        raise UserError(f"--dropout {p} rounds to 0, for it comes in steps of 2**-16: give 0, or at least {2**-16:.0e}")

@@ -1,5 +1,6 @@
 """sample.py: prompts in, exactly the text out as it is made, and every mistake in one sentence."""
 
+import io
 import shutil
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def test_only_a_model_of_cr_lf_sees_cr(sample):
         stdin = None
 
         class prompt_file:  # noqa: N801
-            read_bytes = staticmethod(lambda: b"a\r\nb\r\n")
+            open = staticmethod(lambda mode: io.BytesIO(b"a\r\nb\r\n"))
 
     assert script.read_prompt(Arguments, Knowing("ab\r\n")) == "a\r\nb"
     assert script.read_prompt(Arguments, Knowing("ab\n")) == "a\nb"
