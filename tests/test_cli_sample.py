@@ -140,6 +140,12 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
         (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
         (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
+        (
+            ["--temperature=0", "--top-k=9"],
+            "--top-k has no effect at --temperature 0, which takes the likeliest always",
+        ),
+        (["--temperature=0", "--top-p=0.9"], "--top-p has no effect at --temperature 0"),
+        ([""], "an argument is empty: leave it out, or give a name"),
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
         (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
         (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),

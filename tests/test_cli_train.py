@@ -141,6 +141,8 @@ def test_what_is_advised_exists(name):
         (f"--n-embd {10**200}", "n_embd must be less than 2**63, got a larger number"),
         ("--backend cupy", "python -m tensorlite.doctor says what to install"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
+        ("--overwrite", "--overwrite has no effect without --out: add the run to replace, or leave it out"),
+        ("--dropout 1e-6", "--dropout 1e-06 rounds to 0, for it comes in steps of 2**-16: give 0, or at least 2e-05"),
         ("--threads 0", "--threads must be at least 1, got 0"),
         ("--out folder", "folder exists and is not empty: give another --out, or --resume or --overwrite"),
         ("--out folder --overwrite", "folder is no run folder, so --overwrite leaves it alone"),
@@ -202,6 +204,21 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     assert_complaint(err, said, "train.py")
     assert out == ""
     assert sorted(cwd.rglob("*")) == before
+
+
+def test_an_empty_argument_is_no_preset(capsys):
+    status, out, err = main("", "--data=ab", capsys=capsys)
+    assert (status, out) == (2, "")
+    assert_complaint(err, "an argument is empty: leave it out, or give a name", "train.py")
+
+
+def test_more_threads_than_there_is_work_for_are_said_and_limited(cwd):
+    out = train(cwd, "--threads=5000", "--batch-size=64", "--micro-batch-size=1", "--max-iters=0").stdout
+    cores = os.cpu_count()
+    assert re.search(
+        rf"; numpy on {cores} cores?, for which --threads 5000 is more than there is work or cores for$", out, re.M
+    )
+    assert "numpy on 1 core, for which --threads 2" in train(cwd, "--threads=2", "--micro-batch-size=0").stdout
 
 
 # --- a run ---
