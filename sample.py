@@ -14,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"sample.py: interrupted\n") and 130))
 
 import argparse
+import io
 from pathlib import Path
 
 from gpt.advice import argument
@@ -21,9 +22,12 @@ from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 from gpt.interrupt import hold_interrupts
+from gpt.terminal import printable, shortened, show
 from gpt.tokenizer import readable
+from tensorlite import get_backend
 
 MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
+MOST_PROMPT = 2**24  # bytes; a pipe or a device may have no end
 SEPARATOR = "\n---------------\n"
 
 
@@ -36,6 +40,7 @@ def main() -> int:
         from gpt.checkpoint import load_checkpoint
         from gpt.files import atomic_write, explained, try_write
         from gpt.generate import default_prompt, stream_text
+        from gpt.memory import check_file, check_sampling
         from gpt.run import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
@@ -45,24 +50,30 @@ def main() -> int:
             out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
         try_write(out)
     path = find_checkpoint(args.model)
+    check_file(path, 1, "take a smaller --model")
     checkpoint = load_checkpoint(path, for_resume=False)
-    model = device.place(checkpoint.build_model())
     prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
     checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
+    kept = args.num_samples > 1 or args.out is not None  # else the text is shown and gone
+    new_tokens = args.max_new_tokens if kept else 0
+    check_sampling(checkpoint.config, get_backend(args.backend), args.num_samples, len(prompt), new_tokens)
+    model = device.place(checkpoint.build_model())
     progress = checkpoint.progress
     best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
-    print(f"{path}: step {progress.step}{best}", file=sys.stderr)
+    print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    samples = [prompt] * args.num_samples
-    show(prompt)
+    samples = [io.StringIO() for _ in range(args.num_samples if kept else 0)]
+    show(readable(prompt))
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
         for pieces in stream_text(
             model, checkpoint.tokenizer, prompt, args.max_new_tokens, args.num_samples, **options
         ):
-            show(pieces[0])  # the first sample as it is made, the others after it
-            samples = [text + piece for text, piece in zip(samples, pieces, strict=True)]
-    show("".join(SEPARATOR + text for text in samples[1:]) + "\n")
+            show(readable(pieces[0]))  # the first sample as it is made, the others after it
+            for text, piece in zip(samples, pieces, strict=False):
+                text.write(piece)
+    samples = [prompt + text.getvalue() for text in samples]
+    show(readable("".join(SEPARATOR + text for text in samples[1:])) + "\n")
     if out:
         atomic_write(out, SEPARATOR.join(samples) + "\n")
     return 0
@@ -94,7 +105,9 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
         option = "--model" if os.path.exists(words[0]) else "--prompt"  # noqa: PTH110 - Path's fails for a long name
-        raise UserError(f"expected options, or - for standard input: write {argument(option, ' '.join(words))}")
+        raise UserError(
+            f"expected options, or - for standard input: write {argument(option, shortened(' '.join(words)))}"
+        )
     rules = (
         ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
         ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
@@ -106,6 +119,8 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
     for name, value, good, expected in rules:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
+        if args.temperature == 0 and name.startswith("--top") and value is not None:
+            raise UserError(f"{name} has no effect at --temperature 0, which takes the likeliest always: leave it out")
     if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
     if args.stdin and sys.stdin is None:
@@ -117,13 +132,14 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     and a byte order mark are not part, nor is the CR of its line ends for a model that knows none."""
     try:
         if args.stdin:
-            prompt = without_line_end(sys.stdin.buffer.read())
+            prompt = without_line_end(sys.stdin.buffer)
         elif args.prompt_file:
-            prompt = without_line_end(args.prompt_file.read_bytes())
+            with args.prompt_file.open("rb") as file:
+                prompt = without_line_end(file)
         else:
             prompt = args.prompt
             if prompt and "\\" in prompt and not tokenizer.knows("\\"):
-                written = prompt.replace("'", "\\'")
+                written = shortened(prompt.replace("'", "\\'"))
                 raise UserError(
                     f"the model knows no backslash: for a new line write --prompt $'{written}' in bash, "
                     "or give the text with --prompt-file or on standard input"
@@ -137,18 +153,16 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
 
 
-def without_line_end(raw: bytes) -> str:
+def without_line_end(file) -> str:
     """The text, or all of the bytes if they are none."""
+    raw = file.read(MOST_PROMPT + 1)
+    if len(raw) > MOST_PROMPT:
+        raise UserError(f"the prompt has more than {MOST_PROMPT:,} bytes: give its end alone")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return raw.decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
-def show(text: str) -> None:
-    sys.stdout.write(readable(text))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

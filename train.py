@@ -33,6 +33,8 @@ def main() -> int:
     with hold_interrupts():
         from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait
 
+    if args.overwrite and not args.out:
+        raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
     if args.resume:

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Collection
 from pathlib import PurePath
 
+from gpt.terminal import printable
+
 # What nanoGPT and other programs call a thing: our name for it, or a sentence where one name does not say it.
 FOREIGN = {
     "always_save_checkpoint": "leave it out: the best and the last checkpoint are kept always",
@@ -50,4 +52,7 @@ def as_option(name: str) -> str:
 def argument(name: str, value: object) -> str:
     """An option with its value as a shell takes them: --out 'my run'."""
     text = value.as_posix() if isinstance(value, PurePath) else str(value)  # a backslash would need quotes
-    return f"{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"
+    quoted = shlex.quote(text)
+    if printable(text) != text:  # bash's form, in which our escapes are what they stand for
+        quoted = "$'" + printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+    return f"{name}{'=' if text.startswith('-') else ' '}{quoted}"

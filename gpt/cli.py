@@ -1,6 +1,7 @@
 """What the scripts share: options made from the configuration's fields, and errors told in one sentence."""
 
 import argparse
+import contextlib
 import os
 import re
 import reprlib
@@ -14,6 +15,7 @@ from functools import partial
 from gpt.advice import argument, as_option, instead_of
 from gpt.config import GPTConfig, idle_keys, option_fields
 from gpt.errors import UserError
+from gpt.terminal import OutputError, message, printable, write
 from tensorlite import BackendError
 from tensorlite.backends import explain_memory_error
 
@@ -35,24 +37,36 @@ def run_script(main: Callable[[], int], memory_advice: str) -> None:
         if before is not signal.SIG_IGN:  # as it is for a shell's background job
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main()
-        sys.stdout.flush()  # here, where a reader that has gone is nothing to complain about
-    except (UserError, BackendError) as error:
+        write("")  # what --help has left: here, where an output that fails ends as it does everywhere
+    except (UserError, BackendError, OSError) as error:
         status = _complain(f"{name}: error: {error}", 2)
+    except OutputError as error:
+        silent = error.status != 2  # of a reader that has gone there is nothing to say
+        status = error.status if silent else _complain(f"{name}: error: {error}", error.status)
     except MemoryError as error:
         why = explain_memory_error(error)
         status = _complain(f"{name}: error: out of memory ({why}): {memory_advice}", 2)
-    except KeyboardInterrupt:
-        status = _complain(f"{name}: interrupted", 130)
-    except OSError as error:  # most likely of our output: its reader has gone, or its disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0 if isinstance(error, BrokenPipeError) else _complain(f"{name}: error: {error}", 2)
-    signal.signal(signal.SIGINT, before)
+    except KeyboardInterrupt as error:
+        status = _complain(f"{name}: interrupted", 128 + getattr(error, "number", signal.SIGINT))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else this process has been told to stop
+        signal.signal(signal.SIGINT, before)
+    _drop_what_cannot_be_written()
     sys.exit(status)
 
 
-def _complain(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+def _complain(sentence: str, status: int) -> int:
+    with contextlib.suppress(OSError):
+        print(message(sentence), file=sys.stderr)
     return status
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Or Python would try again at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +90,8 @@ class Parser(argparse.ArgumentParser):
         while rest:
             given = rest.popleft()
             name, equals, value = given.partition("=")
+            if not given:
+                self.error("an argument is empty: leave it out, or give a name")
             if not OPTION.fullmatch(name):
                 tidied.append(given)
                 continue
@@ -134,7 +150,7 @@ def add_config_options(parser: Parser, defaults: dict) -> None:
 def _help(f, default) -> str:
     if default is None or isinstance(default, bool):
         default = {None: "none", True: "yes", False: "no"}[default]
-    return f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+    return f"{f.metadata['help']} (default: {printable(str(default))})".replace("%", "%%")
 
 
 def _metavar(f, kind: type) -> str:

@@ -48,8 +48,10 @@ class CPUTrainer(Trainer):
             loss = self._micro_losses.sum()
             self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
             optimizer.lr = self.learning_rate(self.step)
+            self.whole = False
             self._workers.run("update", self.step)
             optimizer.steps += 1
+            self.whole = True
         return loss, self._norm[0].copy()
 
     def _run_evaluation(self, tell) -> None:

@@ -6,8 +6,10 @@ import math
 import os
 import platform
 import queue
+import stat
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +17,15 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.files import atomic_write
-from gpt.tokenizer import Tokenizer
+from gpt.memory import BYTES_PER_CHARACTER, check_file
+from gpt.terminal import shortened
+from gpt.tokenizer import PIECE, Tokenizer
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DEADLINE_DEFAULT = 5.0  # seconds that a download may take when nobody asked for it,
 DEADLINE_ASKED = 60.0  # and when somebody did
+SHAKESPEARE_MOST = 2**21  # bytes that are read of what should be 1.1 MB
 AB_CHARACTERS = 1_000_000
 MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
 
@@ -64,7 +69,8 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
 
 def _read_file(source: str, errors: str) -> Text:
     try:
-        text = Path(source).read_bytes().decode("utf-8", errors).removeprefix("\ufeff")
+        text = _read_regular(Path(source)).decode("utf-8", errors)
+        text = text.removeprefix("\ufeff")
     except OSError as error:
         raise UserError(
             f"cannot read {source}: {error.strerror or error}; give a UTF-8 file, shakespeare, pydoc or ab"
@@ -77,6 +83,15 @@ def _read_file(source: str, errors: str) -> Text:
     if not text:
         raise UserError(f"{source} is empty; --data needs a file with text to train on")
     return Text(text, name=Path(source).name, source=str(Path(source).absolute()))
+
+
+def _read_regular(path: Path) -> bytes:
+    """What a file holds. UserError for what may have no end, and for what is too large for this machine."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not path.is_dir():
+        raise UserError(f"{path} is a pipe or a device, which may have no end: write its text into a file first")
+    check_file(path, BYTES_PER_CHARACTER, "take a part of it")
+    return path.read_bytes() if status.st_size else b""  # what claims to be empty, as /proc's files do, may have no end
 
 
 def _ab_strings(record: int, seed: int) -> Text:
@@ -112,8 +127,8 @@ def _shakespeare(seconds: float) -> Text:
     except RuntimeError:  # of a user without a name or a home
         raise UserError("there is no home folder to keep tinyshakespeare in: set HOME, or give --data FILE") from None
     raw = b""
-    with contextlib.suppress(OSError):
-        raw = cached.read_bytes()
+    with contextlib.suppress(OSError, UserError):
+        raw = _read_regular(cached)
     if not _is_shakespeare(raw):
         raw = _download(SHAKESPEARE_URL, seconds)
         with contextlib.suppress(OSError, UserError):  # without a cache one can still train
@@ -145,8 +160,14 @@ def _download(url: str, seconds: float) -> bytes:
 
     def fetch() -> None:
         try:
+            deadline, raw = time.monotonic() + seconds, b""
             with urllib.request.urlopen(url, timeout=seconds) as response:
-                answers.put(response.read())
+                while len(raw) < SHAKESPEARE_MOST and time.monotonic() < deadline:  # whatever keeps coming
+                    piece = response.read1(2**16)
+                    if not piece:
+                        break
+                    raw += piece
+            answers.put(raw)
         except Exception as error:  # of any kind: the caller reports it
             answers.put(getattr(error, "reason", error))
 
@@ -161,7 +182,7 @@ def _download(url: str, seconds: float) -> bytes:
             return answer
         answer = f"the {len(answer)} bytes that came are not the expected text (wrong sha256)"
     raise UserError(
-        f"cannot download tinyshakespeare from {url}: {answer}; "
+        f"cannot download tinyshakespeare from {url}: {shortened(str(answer))}; "
         "try again later, or train on your own text with --data FILE or offline with --data pydoc"
     )
 
@@ -232,7 +253,8 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
     train = make_split("training", text.text[:boundary])
     val = make_split("validation", text.text[boundary:])
     digest = hashlib.sha256(f"{boundary}\n".encode())
-    digest.update(text.text.encode("utf-8", "surrogateescape"))
+    for start in range(0, len(text.text), PIECE):
+        digest.update(text.text[start : start + PIECE].encode("utf-8", "surrogateescape"))
     return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
 
 
@@ -244,23 +266,25 @@ def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
     infinity. "bigram" is left out above MAX_BIGRAM_VOCAB symbols.
     """
     vocab_size = dataset.tokenizer.vocab_size
-    (x, y), (val_x, val_y) = _transitions(dataset.train), _transitions(dataset.val)
-
-    def losses(train: np.ndarray, val: np.ndarray, *shape: int) -> tuple[float, float]:
-        seen, new = (np.bincount(s, minlength=math.prod(shape)).reshape(shape) for s in (train, val))
-        return _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
-
-    result = {"uniform": math.log(vocab_size), "unigram": losses(y, val_y, vocab_size)}
-    if vocab_size <= MAX_BIGRAM_VOCAB:
-        pairs, val_pairs = x * vocab_size + y, val_x * vocab_size + val_y
-        result["bigram"] = losses(pairs, val_pairs, vocab_size, vocab_size)
+    result = {"uniform": math.log(vocab_size)}
+    for name, shape in (("unigram", (vocab_size,)), ("bigram", (vocab_size, vocab_size))):
+        if name == "unigram" or vocab_size <= MAX_BIGRAM_VOCAB:
+            seen, new = _counts(dataset.train, shape), _counts(dataset.val, shape)
+            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
     return result
 
 
-def _transitions(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Every token that has a successor in its record, and that successor: both int64 and 1-D."""
-    records = split.tokens.reshape(-1, split.record or len(split.tokens)).astype(np.int64)
-    return records[:, :-1].ravel(), records[:, 1:].ravel()
+def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:
+    """How often each token follows another in its record: shape (V,), or (V, V) for how often it follows which. A piece
+    at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
+    counts = np.zeros(shape, np.int64)
+    for start in range(0, len(split.tokens) - 1, PIECE):
+        tokens = split.tokens[start : start + PIECE + 1].astype(np.int64)
+        follows = tokens[1:] if len(shape) == 1 else tokens[:-1] * shape[1] + tokens[1:]
+        if split.record:
+            follows = follows[np.arange(start + 1, start + len(tokens)) % split.record != 0]
+        counts += np.bincount(follows, minlength=counts.size).reshape(shape)
+    return counts
 
 
 def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: int) -> float:

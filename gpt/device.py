@@ -43,8 +43,8 @@ class Device:
 
     @property
     def cores(self) -> int:
-        """How many CPU cores to train on."""
-        return self.threads or physical_cores()
+        """How many CPU cores to train on, at most those that there are."""
+        return min(self.threads, os.cpu_count() or 1) if self.threads else physical_cores()
 
     def options(self) -> str:
         """The options that ask for this device, each after a space."""

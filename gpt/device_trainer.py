@@ -39,8 +39,10 @@ class DeviceTrainer(Trainer):
             upload(self._step_number, self.step)
             optimizer.lr = self.learning_rate(self.step)
             upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
+            self.whole = False
             self._train_on_device()
             optimizer.steps += 1
+            self.whole = True
         return self._loss[0], self._norm[0]
 
     def _run_evaluation(self, tell) -> None:

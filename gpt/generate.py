@@ -70,7 +70,7 @@ def stream_text(
     A multi-byte character comes when it is complete. The options are those of `sample_tokens`.
     """
     decoders = [tokenizer.stream_decoder() for _ in range(num_samples)]
-    idx = np.tile(tokenizer.encode(prompt), (num_samples, 1))
+    idx = np.tile(tokenizer.encode(prompt)[-model.block_size :], (num_samples, 1))
     for tokens in sample_tokens(model, idx, max_new_tokens, **options):
         yield [decode(token[None]) for decode, token in zip(decoders, tokens, strict=True)]
     yield [decode([], final=True) for decode in decoders]

@@ -2,15 +2,19 @@
 
 import math
 import time
+from pathlib import Path
 
 from gpt.checkpoint import Checkpoint, Progress, save_checkpoint
 from gpt.config import Config
 from gpt.errors import UserError
-from gpt.interrupt import hold_interrupts
+from gpt.interrupt import InterruptOnce, hold_interrupts
 from gpt.report import Reporter
 from gpt.run import RunFolder
+from gpt.terminal import OutputError
 from gpt.trainer import Trainer
+from gpt.workers import WorkerLostError
 from tensorlite import backend_of
+from tensorlite.backends import explain_memory_error
 
 SAVE_SECONDS = 600.0  # a checkpoint at least this often, however far apart the evaluations are
 
@@ -23,24 +27,29 @@ class TrainingLoop:
         self.max_iters, self.eval_interval = config.train.max_iters, config.train.eval_interval
         self.report = Reporter(trainer.step, self.max_iters)
         self.started = time.monotonic() - progress.seconds
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), None
         self.training_seconds, self.training_steps = 0.0, 0  # since the last evaluation
         self.loss = self.grad_norm = None  # of the last step, on the device
 
-    def run(self) -> bool:
-        """Train to the end: True. Ctrl-C, or a reader of the output that has gone, saves and returns False."""
+    def run(self, interrupts: InterruptOnce) -> BaseException | None:
+        """Train to the end: None. What stops it before that is returned once the state is saved: a signal, an output
+        that takes nothing more, a worker that was killed, too little memory."""
         try:
-            self._run()
-            return True
-        except (KeyboardInterrupt, BrokenPipeError):
+            self._run(interrupts)
+            return None
+        except (KeyboardInterrupt, OutputError, WorkerLostError, MemoryError) as reason:
+            if not self.trainer.whole:
+                raise
             with hold_interrupts():
-                self._save_last()
-            return False
+                if self.saved_step != self.trainer.step:
+                    self._save_last()
+            return reason
         finally:
             self.report.close(self.trainer.step)
 
-    def _run(self) -> None:
+    def _run(self, interrupts: InterruptOnce) -> None:
         while True:
+            interrupts.check()
             step = self.trainer.step
             if (step % self.eval_interval == 0 or step >= self.max_iters) and step != self.progress.evaluated_step:
                 self._evaluate()
@@ -56,7 +65,7 @@ class TrainingLoop:
             self.training_steps += 1
 
     def _evaluate(self) -> None:
-        """Evaluate, print, log and save; the best checkpoint too if this is the best so far."""
+        """Evaluate, log, save, and print, which may fail; the best checkpoint too if this is the best so far."""
         trainer, progress = self.trainer, self.progress
         if self.loss is not None:  # a GPU may have steps to do that were told it; they count as training
             start = time.monotonic()
@@ -66,14 +75,14 @@ class TrainingLoop:
         if not math.isfinite(result.val_loss):
             raise self._diverged(f"the loss became {result.val_loss}")
         with hold_interrupts():  # or the log, the progress and the two checkpoints could disagree
-            self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
             progress.evaluated_step = trainer.step
             self.folder.append_log(self._log_row(result))
             if progress.best_val_loss is None or result.val_loss < progress.best_val_loss:
                 progress.best_val_loss = result.val_loss
-                save_checkpoint(self.folder.best, self._checkpoint(for_resume=False))
+                self._save(self.folder.best, for_resume=False)
             self._save_last()
         self.training_seconds, self.training_steps = 0.0, 0
+        self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
 
     def _log_row(self, result) -> dict:
         trainer = self.trainer
@@ -98,8 +107,14 @@ class TrainingLoop:
             self._finite_loss()
         if not math.isfinite(float(flat.backend.l2_norm(flat.data))):
             raise self._diverged("the weights became infinite or nan")
-        save_checkpoint(self.folder.last, self._checkpoint(for_resume=True))
-        self.saved = time.monotonic()
+        self._save(self.folder.last, for_resume=True)
+        self.saved, self.saved_step = time.monotonic(), self.trainer.step
+
+    def _save(self, path: Path, for_resume: bool) -> None:
+        try:
+            save_checkpoint(path, self._checkpoint(for_resume))
+        except MemoryError as error:
+            raise UserError(f"cannot write {path}: out of memory ({explain_memory_error(error)})") from None
 
     def _checkpoint(self, for_resume: bool) -> Checkpoint:
         trainer, optimizer = self.trainer, self.trainer.optimizer

@@ -2,46 +2,83 @@
 
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 from gpt.advice import as_option
 from gpt.config import Config, idle_keys
 from gpt.errors import UserError
 from gpt.tokenizer import ByteTokenizer
-from tensorlite import Backend
+from tensorlite import Backend, get_backend
 from tensorlite.backends import explain_memory_error
 
 WORTH_IT = 0.25  # the share of the whole that a change must save to be named
+BYTES_PER_CHARACTER = 4  # of a text: the file or its tokens, the text, and the part of it that is being encoded
+BYTES_PER_TOKEN = 40  # of a step: input, target and two indices, eight bytes each, and what is made on the way
+_COUNTS = ("batch_size", "micro_batch_size", "gradient_accumulation_steps", "block_size", "eval_iters")
+LAYER, MICRO_BATCH, ROW = 8000, 150, 1000  # bytes of Python's objects
 
 
-def check_memory(config: Config, backend: Backend) -> None:
-    """UserError if the parameters, gradients, moments and tokens alone cannot fit the backend's memory."""
-    parameters, tokens = _sizes(config)
-    memory, needed = backend.memory_size(), _lasting(config)
+def check_file(path: Path, times: int, advice: str) -> None:
+    """UserError if what is at `path` takes more than this machine's memory, which is `times` its size."""
+    memory, size = get_backend("numpy").memory_size(), path.stat().st_size if path.exists() else 0
+    if memory is not None and times * size > memory:
+        needs = f"which need {times} times as much memory" if times > 1 else "which need as much memory"
+        raise UserError(f"{path} has {size:,} bytes, {needs}, and there are {memory:,}: {advice}")
+
+
+def check_memory(
+    config: Config, backend: Backend, workers: int = 1, text: int = 0, fixed: Set[str] = frozenset()
+) -> None:
+    """UserError if a run cannot fit the backend's memory. text: its characters, where they are known."""
+    cpu, (parameters, tokens) = backend.name == "numpy", _sizes(config)
+    needs = partial(_needs, cpu=cpu, workers=workers, text=_text_bytes(text, cpu))
+    memory, needed = backend.memory_size(), needs(config)
     if memory is not None and needed > memory:
-        where = "this machine" if backend.name == "numpy" else "the GPU"
+        where = "this machine" if cpu else "the GPU"
+        also = f" and a text of {text:,} characters" if _text_bytes(text, cpu) >= WORTH_IT * needed else ""
         raise UserError(
-            f"{parameters:,} parameters and {tokens:,} tokens per step need {needed >> 30:,} GiB and {where}"
-            f" has {memory >> 30:,}: {_advice(config, _lasting)}"
+            f"{parameters:,} parameters and {tokens:,} tokens per step{also} need {needed >> 30:,} GiB and {where}"
+            f" has {memory >> 30:,}: {_advice(config, needs, fixed, _text_bytes(text, cpu))}"
+        )
+
+
+def check_sampling(config: Config, backend: Backend, samples: int, prompt: int, tokens: int) -> None:
+    """UserError if `samples` at a time cannot fit the backend's memory, of which so many tokens of the prompt and after
+    it are kept."""
+    gpt, memory = config.gpt, backend.memory_size()
+    layers = 0 if config.train.model == "bigram" else gpt.n_layer
+    read = min(prompt, gpt.block_size)
+    activations = 4 * read * (4 * gpt.n_embd + gpt.n_head * read if layers else gpt.vocab_size)
+    each = ROW + 8 * layers * gpt.block_size * gpt.n_embd + 24 * gpt.vocab_size + activations
+    needed = 8 * _sizes(config)[0] + samples * (each + 8 * (prompt + tokens))
+    if memory is not None and needed > memory:
+        ways = ["lower --num-samples"] if samples > 1 else []
+        ways += ["lower --max-new-tokens"] if 8 * samples * tokens >= WORTH_IT * needed else []
+        ways += ["shorten the prompt"] if 8 * samples * prompt >= WORTH_IT * needed else []
+        raise UserError(
+            f"{samples:,} samples of {prompt:,} characters and {tokens:,} tokens need {needed >> 30:,} GiB and there"
+            f" are {memory >> 30:,}: {', or '.join(ways) or 'take a smaller --model'}"
         )
 
 
 @contextmanager
-def memory_explained(config: Config, cpu: bool, text: int, fixed: Set[str]) -> Iterator[None]:
+def memory_explained(config: Config, cpu: bool, text: int, fixed: Set[str], workers: int = 1) -> Iterator[None]:
     """Within, a MemoryError becomes a UserError that says what to change.
 
     text: tokens of the text. fixed: keys that cannot be changed any more.
     """
-    text *= 24 if cpu else 1  # bytes: to count its pairs takes three int64 each
+    text = _text_bytes(text, cpu)
     try:
         yield
     except MemoryError as error:
-        advice = _advice(config, lambda config: _lasting(config) + _passing(config, cpu) + text, fixed, text)
+        advice = _advice(config, partial(_needs, cpu=cpu, workers=workers, text=text), fixed, text)
         raise UserError(f"out of memory ({explain_memory_error(error)}): {advice}") from None
 
 
 def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = frozenset(), text: int = 0) -> str:
     """The options that help: each which alone, at its least, saves a good share of what config `needs`."""
-    least = dict.fromkeys(("batch_size", "micro_batch_size", "gradient_accumulation_steps", "block_size"), 1)
+    least = dict.fromkeys(_COUNTS, 1)
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
     now, fixed = vars(config.gpt) | vars(config.train), fixed | idle_keys(config.train.model)
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
@@ -61,14 +98,19 @@ def _sizes(config: Config) -> tuple[int, int]:
     return parameters, train.batch_size * train.gradient_accumulation_steps * gpt.block_size
 
 
-def _lasting(config: Config) -> int:
-    """Bytes of the parameters with gradient and two moments, 4 each, and of the tokens with targets, 8 each."""
-    return 16 * sum(_sizes(config))
+def _text_bytes(text: int, cpu: bool) -> int:
+    return text * (BYTES_PER_CHARACTER if cpu else 1)
 
 
-def _passing(config: Config, cpu: bool) -> int:
-    """Bytes of the activations of a micro-batch, about: those of the layers, and of logits with probabilities."""
+def _needs(config: Config, cpu: bool, workers: int, text: int) -> int:
+    """Bytes, about, and rather too few: the parameters with gradient and two moments, 4 each; what each worker makes of
+    a batch; the evaluation's losses; and the text."""
     gpt, train = config.gpt, config.train
-    layer = 0 if train.model == "bigram" else 20 * gpt.n_embd + 3 * gpt.n_head * gpt.block_size
-    rows = (train.micro_batch_size if cpu else 0) or train.batch_size
-    return 4 * rows * gpt.block_size * (gpt.n_layer * layer + 3 * gpt.vocab_size)
+    parameters, tokens = _sizes(config)
+    rows = train.batch_size * train.gradient_accumulation_steps
+    size = min((train.micro_batch_size if cpu else 0) or train.batch_size, rows)
+    workers, objects = min(workers, -(-rows // size)), 0 if train.model == "bigram" else LAYER * gpt.n_layer
+    layer = 0 if train.model == "bigram" else 12 * gpt.n_embd + 2 * gpt.n_head * gpt.block_size
+    activations = 4 * size * gpt.block_size * (gpt.n_layer * layer + 2 * gpt.vocab_size)
+    each = BYTES_PER_TOKEN * tokens + MICRO_BATCH * (rows // size) + activations
+    return 16 * parameters + objects + workers * each + BYTES_PER_TOKEN * train.eval_iters + text

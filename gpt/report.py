@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from gpt.terminal import say
+
 READ_SECONDS = 0.2  # how often the loss is read back and shown; reading makes a GPU wait
 LINE_SECONDS = 30.0  # how often a plain line is printed when there is no terminal
 
@@ -21,8 +23,8 @@ class Reporter:
 
     def line(self, text: str = "") -> None:
         """A line of output that stays."""
-        tqdm.write(text)
-        sys.stdout.flush()
+        with tqdm.external_write_mode():  # without the bar
+            say(text)
 
     def due(self) -> bool:
         """Whether it is time to read the loss back, or to show anything."""

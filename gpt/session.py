@@ -1,5 +1,6 @@
 """Putting a training run together: configuration, then data, then model, then the loop."""
 
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
 from gpt.files import atomic_write
 from gpt.generate import default_prompt, stream_text
-from gpt.interrupt import interrupt_on_terminate
+from gpt.interrupt import InterruptOnce
 from gpt.language_model import LanguageModel
 from gpt.loop import TrainingLoop
-from gpt.memory import check_memory, memory_explained
+from gpt.memory import check_file, check_memory, memory_explained
 from gpt.model import build_model
 from gpt.run import RunFolder
+from gpt.terminal import say, show, tell
 from gpt.tokenizer import make_tokenizer, readable
 from gpt.trainer import Trainer
 
@@ -42,26 +44,31 @@ class Session:
         """Train, sample, and return the exit status."""
         text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
         fixed = FIXED | {"data"} if self.checkpoint else set()
-        with memory_explained(self.config, self.device.backend == "numpy", text, fixed):
+        with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run()
 
     def _run(self) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
-        interrupt_on_terminate()
-        with self._trainer() as trainer:
+        with InterruptOnce() as interrupts, self._trainer() as trainer:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
                 self.checkpoint = None  # what it held is in the trainer, and need not be held twice
-            finished = TrainingLoop(trainer, self.folder, self.config, progress).run()
-            if not finished:
-                again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
-                print(f"stopped and saved after step {trainer.step}; go on with: {again}")
-                return 0
+            reason = TrainingLoop(trainer, self.folder, self.config, progress).run(interrupts)
+            if reason is not None:
+                return self._stopped(reason, trainer.step)
             self._sample()
         more = f"python sample.py {argument('--model', self.folder.path)}"
-        print(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
+        say(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
         return 0
+
+    def _stopped(self, reason: BaseException, step: int) -> int:
+        """Say how to go on. The exit status, if it needs no other sentence."""
+        again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
+        tell(f"stopped and saved after step {step}; go on with: {again}")
+        if isinstance(reason, KeyboardInterrupt):
+            return 128 + getattr(reason, "number", signal.SIGINT)
+        raise reason
 
     def _trainer(self) -> Trainer:
         what = self.model, self.dataset, self.config.train
@@ -74,15 +81,17 @@ class Session:
         device = tl.backend_of(self.model.token_table.data).describe()
         if isinstance(trainer, CPUTrainer):
             device += f" on {trainer.threads} core{'s' if trainer.threads > 1 else ''}"
+            if trainer.threads < (self.device.threads or 0):
+                device += f", for which --threads {self.device.threads} is more than there is work or cores for"
         else:
             device += f" in {self.device.dtype}"
-        print(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
-        print(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
+        say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
+        say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
         shown = [f"uniform {counted.pop('uniform'):.4f}"]
         shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
-        print(f"losses reached by counting (train / val): {', '.join(shown)}")
-        print(f"run: {self.folder.path}", flush=True)
+        say(f"losses reached by counting (train / val): {', '.join(shown)}")
+        say(f"run: {self.folder.path}")
 
     def _sample(self) -> None:
         """Print a sample of the final model and keep it in the run's folder."""
@@ -91,16 +100,21 @@ class Session:
         pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
         text = prompt + "".join(piece for (piece,) in pieces)
         atomic_write(self.folder.sample, text + "\n")
-        print(f"--- sample ---\n{readable(text).strip()}\n--------------")
+        show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
     """A new run. Nothing is written before everything has been checked."""
+    _check_dropout(config.gpt.dropout)
+    backend, cores = tl.get_backend(device.backend), device.cores
+    check_memory(
+        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
+    )  # before a text is made for it
     text = _load_text(config)
     tokenizer = make_tokenizer(config.train.tokenizer, text.text)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
+    check_memory(config, backend, cores, len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    check_memory(config, tl.get_backend(device.backend))
     model = device.place(build_model(config.train.model, config.gpt, config.train.seed))
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
@@ -111,6 +125,7 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
 def resume_session(out: Path | None, preset: str | None, options: dict, device: Device) -> Session:
     """Go on with an earlier run, with its configuration but for `options`."""
     folder = RunFolder.open(out)
+    check_file(folder.last, 1, "take a machine with more")
     checkpoint = load_checkpoint(folder.last)
     old = checkpoint.config
     if preset not in (None, old.train.preset):
@@ -119,7 +134,10 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
             raise UserError(f"{as_option(key)} cannot change on --resume: start a new run for it")
+    if "dropout" in options:
+        _check_dropout(options["dropout"])
     text = _load_text(config)
+    check_memory(config, tl.get_backend(device.backend), device.cores, len(text.text), FIXED | {"data"})
     try:
         dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
     except UserError:  # too short, or with other characters
@@ -139,5 +157,10 @@ def _load_text(config: Config) -> Text:
     any_bytes = train.tokenizer == "byte"
     text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
     if text.note:
-        print(text.note)
+        say(text.note)
     return text
+
+
+def _check_dropout(p: float) -> None:
+    if p and not round(p * 65536):
+        raise UserError(f"--dropout {p} rounds to 0, for it comes in steps of 2**-16: give 0, or at least {2**-16:.0e}")

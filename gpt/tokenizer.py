@@ -9,6 +9,7 @@ import numpy as np
 from gpt.errors import UserError
 
 TOKENIZERS = ("char", "byte")
+PIECE = 2**20  # characters of a text that are handled at a time: what is made on the way is many times their memory
 MAX_LISTED = 20  # unknown characters named in an error
 
 
@@ -35,18 +36,21 @@ class CharTokenizer:
 
     def encode(self, text: str, dtype=np.int64) -> np.ndarray:
         """Tokens, one per code point of `text`; UserError lists the characters without a token."""
-        points = _code_points(text)
-        tokens = np.searchsorted(self._points, points)
-        unknown = points[self._points.take(tokens, mode="clip") != points]
-        if unknown.size:
-            characters = [repr(chr(point)) for point in np.unique(unknown)]
+        tokens, unknown = np.empty(len(text), dtype), set()
+        for start in range(0, len(text), PIECE):
+            points = _code_points(text[start : start + PIECE], start)
+            found = np.searchsorted(self._points, points)
+            unknown |= set(points[self._points.take(found, mode="clip") != points].tolist())
+            tokens[start : start + PIECE] = found
+        if unknown:
+            characters = [repr(chr(point)) for point in sorted(unknown)]
             more = f" and {len(characters) - MAX_LISTED} more" if len(characters) > MAX_LISTED else ""
             raise UserError(
                 f"the text has characters that are not in the model's vocabulary of {self.vocab_size}: "
                 f"{', '.join(characters[:MAX_LISTED])}{more}; "
                 "leave them out, or train a model on text that has them or with --tokenizer byte"
             )
-        return tokens.astype(dtype, copy=False)
+        return tokens
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of tokens `ids`."""
@@ -126,12 +130,12 @@ def tokenizer_from_dict(d: object) -> Tokenizer:
     )
 
 
-def _code_points(text: str) -> np.ndarray:
-    """uint32 code points of `text`."""
-    return np.frombuffer(_encode(text, "utf-32-le"), dtype="<u4")
+def _code_points(text: str, start: int = 0) -> np.ndarray:
+    """uint32 code points of `text`, which begins at position `start` of a longer one."""
+    return np.frombuffer(_encode(text, "utf-32-le", start=start), dtype="<u4")
 
 
-def _encode(text: str, encoding: str, errors: str = "strict") -> bytes:
+def _encode(text: str, encoding: str, errors: str = "strict", start: int = 0) -> bytes:
     """`text` in a Unicode `encoding`, which lone surrogates do not have."""
     try:
         return text.encode(encoding, errors)
@@ -139,6 +143,6 @@ def _encode(text: str, encoding: str, errors: str = "strict") -> bytes:
         code = ord(text[error.start])
         what = f"byte 0x{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
         raise UserError(
-            f"the text is not UTF-8, for it has the {what} at position {error.start}: convert it to UTF-8, "
+            f"the text is not UTF-8, for it has the {what} at position {start + error.start}: convert it to UTF-8, "
             "or train a model with --tokenizer byte, which takes any bytes"
         ) from error

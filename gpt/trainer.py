@@ -46,6 +46,7 @@ class Trainer:
         self._micro_losses = zeros(len(self._micro_batches(self.rows_per_step)), dtype)
         self._eval_losses = zeros(2 * config.eval_iters, dtype)
         self._norm = zeros(1, dtype)
+        self.whole = True  # not while a step changes the parameters: then they are no state to save
 
     def __enter__(self) -> "Trainer":
         return self

@@ -8,6 +8,8 @@ The workers form a ring of pipes. Each reads from the one before it and writes t
 reports of being done travel round the ring, and so does the news that a worker is gone, as the end of its pipe.
 """
 
+import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -17,11 +19,12 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from gpt.errors import UserError
-from gpt.interrupt import hold_interrupts
+from gpt.interrupt import SIGNALS, hold_interrupts
 
-PROCESSES = sys.platform == "linux"
+PROCESSES = sys.platform == "linux" and hasattr(os, "fork") and Path("/proc/self/fd").exists()
 
 _COMMAND = struct.Struct("<bq")  # which function, its argument
 _TURN, _DONE = b"t", b"d"
@@ -29,6 +32,13 @@ _TURN, _DONE = b"t", b"d"
 # How often a process looks for a message, a millisecond in all, before it sleeps: most come sooner, and to be woken
 # takes longer than the work between two turns of a small model. Worth 3 % of its step.
 _LOOKS = 1000
+
+
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal to get when the caller ends
+
+
+class WorkerLostError(UserError):
+    """A worker was killed, or failed and has said why."""
 
 
 class WorkerGone(Exception):  # noqa: N818 - as StopIteration, the way to end rather than a mistake
@@ -99,18 +109,19 @@ class Workers:
         self._functions = functions
         self._names = list(functions)
         self._stop: list[Callable] = []  # ends one worker each
-        ring = [os.pipe() for _ in range(count)]  # ring[k] leads from worker k to the next
-        others = [Worker(k, count, ring[k - 1][0], ring[k][1]) for k in range(1, count)]
-        self._me = Worker(0, count, ring[-1][0], ring[0][1])
-        for worker in others:
-            if PROCESSES:
-                self._fork(worker, [end for pipe in ring for end in pipe])
-            else:
-                thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
-                thread.start()
-                self._stop.append(thread.join)
-        if PROCESSES:
+        self._me, others = None, []
+        try:
+            ring = [os.pipe() for _ in range(count)]  # ring[k] leads from worker k to the next
+            others = [Worker(k, count, ring[k - 1][0], ring[k][1]) for k in range(1, count)]
+            self._me = Worker(0, count, ring[-1][0], ring[0][1])
             for worker in others:
+                self._start(worker)
+        except (OSError, RuntimeError) as error:  # RuntimeError: of a thread
+            self.close()
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot start {count} workers: {why}; lower --threads") from None
+        finally:
+            for worker in others if PROCESSES else ():
                 worker.close()  # the copies have theirs
 
     def run(self, name: str, argument: int = 0, **local) -> None:
@@ -129,7 +140,7 @@ class Workers:
                 me.receive(_DONE)
         except WorkerGone:
             self.close()
-            raise UserError("a worker process was killed; is the memory full? Lower --threads, and --resume") from None
+            raise WorkerLostError("a worker process was killed; is the memory full? Lower --threads") from None
         except BaseException:
             self.close()  # the ring is in a state that nobody knows
             raise
@@ -142,7 +153,13 @@ class Workers:
             for stop in self._stop:
                 stop()
 
-    def _fork(self, worker: Worker, ring: list[int]) -> None:
+    def _start(self, worker: Worker) -> None:
+        if not PROCESSES:
+            thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
+            thread.start()
+            self._stop.append(thread.join)
+            return
+        caller = os.getpid()
         with hold_interrupts(), warnings.catch_warnings():
             # Python warns of forking beside threads, for a lock that one of them holds stays taken in the copy. BLAS's
             # are the ones there are; it stops them before a fork.
@@ -151,12 +168,11 @@ class Workers:
             if pid == 0:
                 try:
                     # Ctrl-C and a scheduler's signal reach all processes; it is for the caller to end the step.
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)
-                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                    for end in ring:
-                        if end not in (worker.source, worker.sink):
-                            os.close(end)
-                    self._serve(worker)
+                    for number in SIGNALS:
+                        signal.signal(number, signal.SIG_IGN)
+                    _close_all_but(worker.source, worker.sink)
+                    if _end_with(caller):
+                        self._serve(worker)
                 finally:
                     os._exit(0)  # leaving what the caller has yet to write and to clean up alone
         self._stop.append(lambda: (os.kill(pid, signal.SIGKILL), os.waitpid(pid, 0)))
@@ -176,6 +192,21 @@ class Workers:
         except (WorkerGone, MemoryError):
             pass  # the caller says it
         except BaseException:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)  # in a forked process sys.stderr may have been closed
         finally:
             me.close()  # the news for the caller, who may then end this process at once
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close the caller's files, of which a forked process has copies: a lock, say, lasts until all are closed. Standard
+    output and error stay."""
+    for descriptor in (int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+        if descriptor > 2 and descriptor not in kept:
+            with contextlib.suppress(OSError):  # the list's own
+                os.close(descriptor)
+
+
+def _end_with(caller: int) -> bool:
+    """Let this process be killed when `caller` ends, which made it; whether it is still there. The end of a pipe would
+    be noticed only between two jobs, and an evaluation is a long one."""
+    return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0 and os.getppid() == caller

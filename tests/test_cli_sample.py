@@ -1,7 +1,9 @@
 """sample.py: prompts in, exactly the text out as it is made, and every mistake in one sentence."""
 
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_only_a_model_of_cr_lf_sees_cr(sample):
         stdin = None
 
         class prompt_file:  # noqa: N801
-            read_bytes = staticmethod(lambda: b"a\r\nb\r\n")
+            open = staticmethod(lambda mode: io.BytesIO(b"a\r\nb\r\n"))
 
     assert script.read_prompt(Arguments, Knowing("ab\r\n")) == "a\r\nb"
     assert script.read_prompt(Arguments, Knowing("ab\n")) == "a\nb"
@@ -140,6 +142,12 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
         (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
         (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
+        (
+            ["--temperature=0", "--top-k=9"],
+            "--top-k has no effect at --temperature 0, which takes the likeliest always",
+        ),
+        (["--temperature=0", "--top-p=0.9"], "--top-p has no effect at --temperature 0"),
+        ([""], "an argument is empty: leave it out, or give a name"),
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
         (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
         (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),
@@ -322,7 +330,7 @@ def test_a_model_that_is_no_file(cwd, sample, kind):
 
 
 def test_a_word_too_long_for_a_name(sample):
-    assert_complaint(sample("x" * 5000, status=2), "or - for standard input: write --prompt xxx", "sample.py")
+    assert_complaint(sample("x" * 5000, status=2), "or - for standard input: write --prompt 'xxx", "sample.py")
 
 
 def test_closed_standard_input(cwd):
@@ -347,7 +355,7 @@ def test_reader_of_the_output_goes_away(cwd):
         head = subprocess.run(["head", "-c", "10"], stdin=process.stdout, capture_output=True, check=True, timeout=60)
         process.stdout.close()
         err = process.stderr.read()
-    assert process.returncode == 0
+    assert process.returncode == 128 + signal.SIGPIPE
     assert len(head.stdout) == 10
     assert err.count("\n") == 1  # which checkpoint it was
     assert err.startswith("runs/little-shakespeare/best.safetensors: step")

@@ -1,19 +1,24 @@
 """train.py stopped from outside: whatever stops a run, its folder stays whole and the run can go on."""
 
+import contextlib
 import errno
+import io
 import math
 import os
+import pty
 import random
 import re
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from scripts import (
     AGAIN,
     LONG,
+    ROOT,
     RUN,
     TEXT,
     assert_complaint,
@@ -29,13 +34,17 @@ from scripts import (
 import gpt.data
 import gpt.loop
 import gpt.report
+import gpt.workers
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.config import load_preset
 from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
 from gpt.errors import UserError
 from gpt.files import REMEDIES
+from gpt.interrupt import SIGNALS, Interrupted, InterruptOnce, hold_interrupts
+from gpt.run import RunFolder
 from gpt.session import resume_session
+from gpt.terminal import OutputError
 from gpt.trainer import Evaluation
 
 pytestmark = pytest.mark.usefixtures("cwd")
@@ -50,16 +59,80 @@ def assert_as_if_undisturbed(cwd: Path, step: int) -> None:
     assert {file.name for file in (cwd / "run").iterdir()} == RUN
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupt_saves_and_says_how_to_go_on(cwd, number):
     with start_long(cwd) as process:
         wait_for(process, "step 40:")
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (128 + number, "")
     step = int(AGAIN.search(out)[1])
     assert load_checkpoint(cwd / "run/last.safetensors").progress.step == step >= 40
     assert_as_if_undisturbed(cwd, step)
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1])
+def test_a_second_signal_does_not_undo_the_first(cwd, second, seconds):
+    with start_long(cwd) as process:
+        wait_for(process, "step 20:")
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.send_signal(second)
+        out, err = process.communicate(timeout=60)
+    assert len(AGAIN.findall(out)) == 1
+    assert err == ""
+    assert process.returncode in {128 + signal.SIGTERM} | ({128 + second} if seconds == 0 else set())  # at once: either
+    assert load_checkpoint(cwd / "run/last.safetensors").progress.step == int(AGAIN.search(out)[1])
+
+
+def test_a_second_signal_at_every_line_is_nothing():
+    """From the one that raises to the end of what is done about it."""
+
+    def stopped(lines: int) -> int:
+        """How many of so many lines were not reached."""
+        left, handlers, saved = [lines], {number: signal.getsignal(number) for number in SIGNALS}, None
+
+        def second(frame, event, _):
+            left[0] -= event == "line"
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return second
+
+        outer = sys.gettrace()
+        with InterruptOnce():
+            try:
+                sys.settrace(second)
+                signal.raise_signal(signal.SIGINT)
+            except Interrupted as reason:
+                with hold_interrupts():
+                    saved = reason.number
+            finally:
+                sys.settrace(outer)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        assert saved == (
+            signal.SIGTERM if lines < 3 else signal.SIGINT
+        )  # at the handler's first lines neither has been
+        return left[0]
+
+    lines = 1
+    while stopped(lines) <= 0:
+        lines += 1
+    assert lines > 10
+
+
+def test_an_interrupt_that_python_lost_stops_the_next_step(session, copy, monkeypatch):
+    class Lost:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    step = CPUTrainer.train_step
+    monkeypatch.setattr(CPUTrainer, "train_step", lambda trainer: Lost() and step(trainer))
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    assert session.run() == 128 + signal.SIGTERM
+    assert load_checkpoint(copy / "last.safetensors").progress.step == 21
 
 
 def test_printed_commands_can_be_pasted(cwd):
@@ -85,11 +158,12 @@ def test_interrupt_while_modules_are_imported(cwd, script, module):
     assert (done.stdout, done.stderr) == ("", f"{script}: interrupted\n")
 
 
-def test_a_background_job_ignores_interrupts(cwd):
-    with start_long(cwd, shell="trap '' INT; exec \"$@\"") as process:
+@pytest.mark.parametrize("name", ["INT", "HUP"])
+def test_what_a_shell_or_nohup_has_ignored_stays_ignored(cwd, name):
+    with start_long(cwd, shell=f"trap '' {name}; exec \"$@\"") as process:
         for line in ("run: run", "step 20:"):
             wait_for(process, line)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(getattr(signal, f"SIG{name}"))
         wait_for(process, "step 40:")
         process.terminate()
         assert AGAIN.search(process.stdout.read())
@@ -132,11 +206,111 @@ def test_reader_of_the_output_goes_away(cwd):
     with start_long(cwd) as process:
         wait_for(process, "step 20:")
         process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 0
+        assert AGAIN.fullmatch(process.stderr.read())
+    assert process.returncode == 128 + signal.SIGPIPE
     progress = load_checkpoint(cwd / "run/last.safetensors").progress
-    assert progress.step == progress.evaluated_step + 20  # saved when that evaluation could not be told
+    assert progress.step == progress.evaluated_step == log(cwd / "run")[-1]["step"]  # saved before it was to be told
     assert_as_if_undisturbed(cwd, progress.step)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("lines", range(6))
+def test_output_that_fails_loses_nothing(session, copy, monkeypatch, capsys, number, lines):
+    """After so many lines: four of introduction, then evaluations at steps 24 and 30."""
+
+    class Output(io.StringIO):
+        def flush(self):
+            if self.getvalue().count("\n") > lines:
+                raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    with pytest.raises(OutputError, match="cannot write the output: ") as stop:
+        session.run()
+    assert stop.value.status == (128 + signal.SIGPIPE if number == errno.EPIPE else 2)
+    step = load_checkpoint(copy / "last.safetensors").progress.step
+    assert step == log(copy)[-1]["step"] == (20 if lines < 4 else 6 * lines)
+    assert ("stopped and saved after step" in capsys.readouterr().err) == (lines >= 4)
+
+
+def test_terminal_that_vanishes(cwd):
+    ours, terminal = pty.openpty()
+    with start_long(cwd, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while b"step 20:" not in shown:
+            shown += os.read(ours, 4096)
+        os.close(ours)  # not its controlling terminal: no SIGHUP, only EIO
+    assert process.returncode == 2
+    assert_as_if_undisturbed(cwd, load_checkpoint(cwd / "run/last.safetensors").progress.step)
+
+
+@pytest.mark.skipif(not gpt.workers.PROCESSES, reason="workers are threads here")
+@pytest.mark.parametrize("job", ["_add_gradients", "_evaluate", "_update"])
+def test_killed_worker(session, copy, monkeypatch, capsys, job):
+    before, calls, real = (copy / "last.safetensors").read_bytes(), [], getattr(CPUTrainer, job)
+
+    def killed(trainer, worker, *args, **kwargs):
+        calls.append(None)
+        if worker.index == 1 and len(calls) == (1 if job == "_evaluate" else 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(trainer, worker, *args, **kwargs)
+
+    monkeypatch.setattr(CPUTrainer, job, killed)
+    with pytest.raises(UserError, match="a worker process was killed; is the memory full"):
+        session.run()
+    saved = {"_add_gradients": 22, "_evaluate": 24, "_update": 20}[job]  # a half-done update is no state to save
+    assert load_checkpoint(copy / "last.safetensors").progress.step == saved
+    assert ((copy / "last.safetensors").read_bytes() == before) == (job == "_update")
+    assert (f"stopped and saved after step {saved}" in capsys.readouterr().out) == (job != "_update")
+
+
+def test_killed_in_an_evaluation_leaves_the_folder_free(cwd):
+    with start_long(cwd, shell='exec "$@" --eval-iters=100000000') as process:
+        wait_for(process, "run: run")
+        process.kill()
+    RunFolder(cwd / "run")._lock_file.close()
+
+
+def test_too_little_memory_to_save_is_one_sentence(session, copy, monkeypatch):
+    before, calls = (copy / "last.safetensors").read_bytes(), []
+
+    def save(path, checkpoint):
+        calls.append(path)
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(gpt.loop, "save_checkpoint", save)
+    with pytest.raises(UserError, match=r"cannot write run/(best|last).safetensors: out of memory \(no more\)"):
+        session.run()
+    assert len(calls) == 1
+    assert (copy / "last.safetensors").read_bytes() == before
+
+
+def test_little_memory_for_a_checkpoint_never_aborts(copy):
+    """It takes next to none: the arrays are written as they are."""
+    resource = pytest.importorskip("resource")
+    code = """if True:
+        import dataclasses, pathlib, resource, sys
+        import numpy as np
+        from gpt.checkpoint import load_checkpoint, save_checkpoint
+        path = pathlib.Path("run/last.safetensors")
+        checkpoint = dataclasses.replace(load_checkpoint(path), optimizer={"m": np.ones(10**7, np.float32)})
+        size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        ends = []
+        for megabytes in range(0, 40, 8):
+            resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20, resource.RLIM_INFINITY))
+            try:
+                save_checkpoint(path, checkpoint)
+                ends.append("saved")
+            except MemoryError:
+                ends.append("too little")
+        print(*ends, sep=",")"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.strip().split(",")) <= {"saved", "too little"}
+    assert done.stdout.strip().endswith("saved")
+    assert resource
 
 
 def test_output_that_cannot_be_written(cwd):
@@ -157,11 +331,12 @@ def test_divergence_ends_the_run_and_not_its_checkpoint(copy):
 @pytest.fixture
 def session(copy):
     """The run, resumed in this process for 20 more steps."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     session = resume_session(Path("run"), None, {"max_iters": 40, "dropout": 0.3}, Device(threads=2))
     yield session
     session.folder._lock_file.close()
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_options_that_may_change_take_effect(session):
@@ -196,15 +371,13 @@ def test_interrupt_while_saving_leaves_files_that_agree(session, copy, monkeypat
     saved = []
 
     def interrupted(path, checkpoint):
-        if len(saved) in (0, 2):  # and once more, impatiently, while the end of the run is saved
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # each time: an impatient user
         save_checkpoint(path, checkpoint)
         saved.append(path.name)
 
     monkeypatch.setattr(gpt.loop, "save_checkpoint", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        session.run()
-    assert saved == ["best.safetensors", "last.safetensors", "last.safetensors"]
+    assert session.run() == 128 + signal.SIGINT
+    assert saved == ["best.safetensors", "last.safetensors"]
     last, best = (load_checkpoint(copy / f"{name}.safetensors") for name in ("last", "best"))
     assert last.progress.step == last.progress.evaluated_step == log(copy)[-1]["step"] == 24
     assert last.progress.best_val_loss == best.progress.best_val_loss == min(row["val_loss"] for row in log(copy))

