@@ -120,7 +120,7 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
         if not good:
             raise UserError(f"{name} must be {expected}, got {value}")
         if args.temperature == 0 and name.startswith("--top") and value is not None:
-            raise UserError(f"{name} has no effect at --temperature 0, which takes the likeliest always: leave it out")
+            print(f"warning: {name} has no effect at --temperature 0, which takes the likeliest", file=sys.stderr)
     if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
     if args.stdin and sys.stdin is None:

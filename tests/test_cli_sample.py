@@ -142,11 +142,6 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
         (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
         (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
-        (
-            ["--temperature=0", "--top-k=9"],
-            "--top-k has no effect at --temperature 0, which takes the likeliest always",
-        ),
-        (["--temperature=0", "--top-p=0.9"], "--top-p has no effect at --temperature 0"),
         ([""], "an argument is empty: leave it out, or give a name"),
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
         (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
@@ -237,6 +232,13 @@ def test_seed_and_temperature(sample):
     greedy = sample("--temperature=0", "--seed=1")
     assert greedy == sample("--temperature=0", "--seed=2") == sample("--top-k=1", "--seed=3")
     assert sample("--temperature=1e-300") == greedy
+
+
+@pytest.mark.parametrize("option", ["--top-k=1", "--top-p=0.5"])
+def test_what_has_no_effect_is_said(option, cwd):
+    done = run("sample.py", "--temperature=0", option, "--max-new-tokens=0", cwd=cwd)
+    name = option.partition("=")[0]
+    assert f"warning: {name} has no effect at --temperature 0, which takes the likeliest\n" in done.stderr
 
 
 def test_no_new_tokens(sample):
