@@ -68,9 +68,9 @@ def torch_problem() -> str | None:
 # -- the parent --
 
 
-def start_worker(*arguments) -> subprocess.Popen:
-    """This script once more, with these arguments; returns when it is ready."""
-    command = [sys.executable, sys.argv[0], *map(str, arguments)]
+def start_worker(*arguments, script: str = sys.argv[0]) -> subprocess.Popen:
+    """This script, or another, with these arguments; returns when it is ready."""
+    command = [sys.executable, script, *map(str, arguments)]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     if not worker.stdout.readline():
         raise SystemExit(f"the worker {' '.join(command[1:])} stopped; its error is above")
