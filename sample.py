@@ -21,9 +21,9 @@ from gpt.advice import argument
 from gpt.cli import Parser, run_script
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.interrupt import hold_interrupts
 from gpt.terminal import printable, shortened, show
-from gpt.tokenizer import readable
+from gpt.text.tokenizers import readable
+from gpt.training.interrupt import hold_interrupts
 from tensorlite import get_backend
 
 MEMORY_ADVICE = "lower --num-samples, or take a smaller --model"
@@ -38,10 +38,10 @@ def main() -> int:
         from threadpoolctl import threadpool_limits
 
         from gpt.checkpoint import load_checkpoint
-        from gpt.files import atomic_write, explained, try_write
+        from gpt.files import atomic_write, check_size, explained, try_write
         from gpt.generate import default_prompt, stream_text
-        from gpt.memory import check_file, check_sampling
-        from gpt.run import find_checkpoint
+        from gpt.memory import check_sampling
+        from gpt.training.run_folder import find_checkpoint
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
     out = args.out
@@ -50,7 +50,7 @@ def main() -> int:
             out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
         try_write(out)
     path = find_checkpoint(args.model)
-    check_file(path, 1, "take a smaller --model")
+    check_size(path, 1, "take a smaller --model")
     checkpoint = load_checkpoint(path, for_resume=False)
     prompt = read_prompt(args, checkpoint.tokenizer)
     prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
@@ -58,7 +58,7 @@ def main() -> int:
     kept = args.num_samples > 1 or args.out is not None  # else the text is shown and gone
     new_tokens = args.max_new_tokens if kept else 0
     check_sampling(checkpoint.config, get_backend(args.backend), args.num_samples, len(prompt), new_tokens)
-    model = device.place(checkpoint.build_model())
+    model = device.place(checkpoint.build_model(), checkpoint.config.train.model)
     progress = checkpoint.progress
     best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
     print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)

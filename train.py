@@ -20,7 +20,7 @@ from gpt.cli import Parser, add_config_options, run_script
 from gpt.config import PRESETS, load_preset
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.interrupt import hold_interrupts
+from gpt.training.interrupt import hold_interrupts
 
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
@@ -31,7 +31,10 @@ RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite") 
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
     with hold_interrupts():
-        from gpt.session import resume_session, start_session  # after --help and usage errors, which need not wait
+        from gpt.training.session import (  # after --help and usage errors, which need not wait
+            resume_session,
+            start_session,
+        )
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")

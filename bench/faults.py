@@ -41,8 +41,8 @@ from gpt.checkpoint import Checkpoint, Progress, _digest, load_checkpoint, save_
 from gpt.config import PRESETS, Config, GPTConfig, TrainConfig, load_preset, option_fields  # noqa: E402
 from gpt.device import Device  # noqa: E402
 from gpt.errors import UserError  # noqa: E402
-from gpt.model import build_model  # noqa: E402
-from gpt.tokenizer import ByteTokenizer, CharTokenizer  # noqa: E402
+from gpt.models.kinds import build_model  # noqa: E402
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer  # noqa: E402
 from tensorlite import BackendError, no_grad  # noqa: E402
 
 CPU_SECONDS = 1.0  # for one draw; processor time, so that other work on the machine cannot spend it

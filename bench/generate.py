@@ -89,7 +89,7 @@ def our_tokens(shape, kept: int, args: argparse.Namespace):
     from threadpoolctl import threadpool_limits
 
     from gpt.generate import sample_tokens
-    from gpt.model import build_model
+    from gpt.models.kinds import build_model
 
     threadpool_limits(args.threads, user_api="blas")
     prompt = np.zeros((args.batch, kept), np.int64)
@@ -101,7 +101,7 @@ def torch_tokens(shape, kept: int, args: argparse.Namespace):
     import torch
     from torch_gpt import TorchGPT
 
-    from gpt.model import build_model
+    from gpt.models.kinds import build_model
 
     torch.set_num_threads(args.threads)
     model = TorchGPT(shape).eval()

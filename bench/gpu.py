@@ -5,7 +5,7 @@
     python bench/gpu.py --quick                           the same, each part as short as can be: does it all work?
 
     doctor          whether the backend works here at all
-    agreement       losses step by step against the CPU's from the same seed; is a recorded step the same to the bit?
+    agreement       losses step by step against the CPU's from the same seed; is a captured step the same to the bit?
     tests           pytest -m gpu
     step-...        training steps against torch's (bench/train_step.py), and ours without a graph
     profile-...     where the time of a step goes, kernel by kernel, by CUDA's events (bench/kernel_profile.py)

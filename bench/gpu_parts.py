@@ -1,6 +1,6 @@
 """Parts of what bench/gpu.py runs, those that are no script of their own: python bench/gpu_parts.py agreement
 
-    agreement       losses step by step against the CPU's from the same seed; is a recorded step the same to the bit?
+    agreement       losses step by step against the CPU's from the same seed; is a captured step the same to the bit?
     tests           pytest -m gpu
     training        a whole run of train.py, to its best validation loss
     generate        tokens per second of sampling, against torch's
@@ -25,14 +25,15 @@ from machine import gpu_facts, write_results
 from turns import ROOT, ask, preset_config, serve, start_worker, stop, time_queued_calls
 
 from gpt.config import Config
-from gpt.cpu_trainer import CPUTrainer
-from gpt.data import load_text, make_dataset
 from gpt.device import Device
-from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
 from gpt.generate import sample_tokens
-from gpt.model import build_model
-from gpt.tokenizer import make_tokenizer
+from gpt.models.kinds import build_model
+from gpt.text.dataset import make_dataset
+from gpt.text.sources import load_text
+from gpt.text.tokenizers import make_tokenizer
+from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.gpu_trainer import GPUTrainer
 from tensorlite import BackendError, get_backend
 
 
@@ -74,7 +75,7 @@ def agreement_part(args: argparse.Namespace) -> None:
     gpu = get_backend("cupy")
     rows = agreement(preset_config(args.preset), args.data or "pydoc", steps=6 if args.quick else 20)
     for row in rows:
-        same = {None: "", True: ", the same bits as recorded", False: ", OTHER BITS than recorded"}[row["same_bits"]]
+        same = {None: "", True: ", the same bits as captured", False: ", OTHER BITS than captured"}[row["same_bits"]]
         print(
             f"{row['preset']}, {row['how']}, {row['steps']} steps: the losses differ from the CPU's by up to"
             f" {row['difference']:.1e}, the gradients' norms by {row['norm_difference']:.1e} of them{same}"
@@ -92,10 +93,10 @@ def agreement(config: Config, source: str, steps: int) -> list[dict]:
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), config.train)
     expected = losses_and_norms(config, dataset, Device(threads=1), steps)
-    rows, recorded = [], None
+    rows, captured = [], None
     for how, settings in GPU_SETTINGS.items():
         got = losses_and_norms(config, dataset, Device("cupy", **settings), steps)
-        recorded = got if recorded is None else recorded
+        captured = got if captured is None else captured
         rows.append(
             {
                 "preset": config.train.preset,
@@ -103,7 +104,7 @@ def agreement(config: Config, source: str, steps: int) -> list[dict]:
                 "steps": steps,
                 "difference": float(np.abs(got - expected)[:, 0].max()),
                 "norm_difference": float((np.abs(got - expected) / expected)[:, 1].max()),
-                "same_bits": bool((got == recorded).all()) if how == "float32, no graph" else None,
+                "same_bits": bool((got == captured).all()) if how == "float32, no graph" else None,
                 "losses": got[:, 0].tolist(),
                 "cpu_losses": expected[:, 0].tolist(),
             }
@@ -113,9 +114,9 @@ def agreement(config: Config, source: str, steps: int) -> list[dict]:
 
 def losses_and_norms(config: Config, dataset, device: Device, steps: int) -> np.ndarray:
     """Those of the first steps, (steps, 2)."""
-    model = device.place(build_model("gpt", config.gpt, config.train.seed))
+    model = device.place(build_model("gpt", config.gpt, config.train.seed), "gpt")
     on_cpu = device.backend == "numpy"
-    trainer = (CPUTrainer if on_cpu else DeviceTrainer)(model, dataset, config.train)
+    trainer = (CPUTrainer if on_cpu else GPUTrainer)(model, dataset, config.train)
     with trainer:
         return np.array([[float(x) for x in trainer.train_step()] for _ in range(steps)])
 
@@ -200,7 +201,9 @@ def sampling_turn(args: argparse.Namespace):
     cycle = shape.block_size + 1 - kept
     model = build_model("gpt", shape, seed=0)
     if args.worker == "ours":
-        tokens = sample_tokens(Device("cupy", "bfloat16").place(model).eval(), np.zeros((1, kept), np.int64), 10**9)
+        tokens = sample_tokens(
+            Device("cupy", "bfloat16").place(model, "gpt").eval(), np.zeros((1, kept), np.int64), 10**9
+        )
         synchronize = get_backend("cupy").xp.cuda.runtime.deviceSynchronize
     else:
         import torch

@@ -53,7 +53,7 @@ def main() -> None:
 
 def step_on_gpu(preset: str):
     """(trainer, backend): a trainer in bfloat16 that has done a few steps without a graph. Its `_train()` is what a
-    graph records: the step but for the upload of its batch's places."""
+    graph captures: the step but for the upload of its batch's places."""
     trainer = device_trainer(preset_config(preset), Device("cupy", "bfloat16", graph=False))
     for _ in range(3):
         trainer.train_step()

@@ -45,12 +45,12 @@ from turns import (
 from gpt.config import Config
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.tokenizer import ByteTokenizer
+from gpt.text.tokenizers import ByteTokenizer
 from tensorlite import BackendError, get_backend
 from tensorlite.optim import learning_rate
 
 SIDES = ("ours", "torch", "product")
-GPU_WARM_UP = 8  # steps: ours records the fourth
+GPU_WARM_UP = 8  # steps: ours captures the fourth
 PRODUCT = 8192  # rows and columns of the factors whose product is timed on a GPU
 
 
@@ -249,7 +249,7 @@ def make_gpu_turn(config: Config, args: argparse.Namespace):
 
 def make_dataset(config: Config):
     """Random symbols: the speed does not depend on the text."""
-    from gpt.data import Dataset, Split
+    from gpt.text.dataset import Dataset, Split
 
     symbols = config.gpt.vocab_size
     tokens = np.random.default_rng(0).integers(symbols, size=100_000).astype(np.min_scalar_type(symbols - 1))
@@ -258,8 +258,8 @@ def make_dataset(config: Config):
 
 
 def our_step(config: Config, args: argparse.Namespace):
-    from gpt.cpu_trainer import CPUTrainer
-    from gpt.model import build_model
+    from gpt.models.kinds import build_model
+    from gpt.training.cpu_trainer import CPUTrainer
 
     model = build_model("gpt", config.gpt, config.train.seed)
     trainer = CPUTrainer(model, make_dataset(config), config.train, args.threads).__enter__()
@@ -272,12 +272,12 @@ def our_gpu_step(config: Config, args: argparse.Namespace):
 
 
 def device_trainer(config: Config, device: Device):
-    """A DeviceTrainer on random symbols."""
-    from gpt.device_trainer import DeviceTrainer
-    from gpt.model import build_model
+    """A GPUTrainer on random symbols."""
+    from gpt.models.kinds import build_model
+    from gpt.training.gpu_trainer import GPUTrainer
 
-    model = device.place(build_model("gpt", config.gpt, config.train.seed))
-    return DeviceTrainer(model, make_dataset(config), config.train)
+    model = device.place(build_model("gpt", config.gpt, config.train.seed), "gpt")
+    return GPUTrainer(model, make_dataset(config), config.train)
 
 
 def product(config: Config, args: argparse.Namespace):
@@ -292,7 +292,7 @@ def product(config: Config, args: argparse.Namespace):
 def torch_step(config: Config, args: argparse.Namespace):
     import torch
 
-    from gpt.data import random_starts
+    from gpt.text.dataset import random_starts
     from tensorlite import random
 
     torch.set_num_threads(args.threads)
@@ -311,7 +311,7 @@ def torch_step(config: Config, args: argparse.Namespace):
 def torch_gpu_step(config: Config, args: argparse.Namespace, device: str = "cuda"):
     import torch
 
-    from gpt.data import random_starts
+    from gpt.text.dataset import random_starts
     from tensorlite import random
 
     torch.set_float32_matmul_precision("highest" if args.tf32 is False else "high")  # high: with TF32
@@ -336,7 +336,7 @@ class TorchUpdate:
         import torch
         from torch_gpt import TorchGPT
 
-        from gpt.model import build_model
+        from gpt.models.kinds import build_model
 
         self.train, self.done, self.clip = config.train, 0, torch.nn.utils.clip_grad_norm_
         self.model = TorchGPT(config.gpt)

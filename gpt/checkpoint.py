@@ -13,18 +13,19 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from gpt.config import Config, check_fields, option
+from gpt.config import Config
 from gpt.errors import UserError, shown
 from gpt.files import atomic_write, explained, open_regular
-from gpt.language_model import LanguageModel
-from gpt.model import build_model
+from gpt.models.kinds import MODEL_KINDS, build_model
+from gpt.models.language_model import LanguageModel
+from gpt.settings import check_fields, option
 from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, make_header
-from gpt.tokenizer import Tokenizer, tokenizer_from_dict
+from gpt.text.tokenizers import Tokenizer, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
 MOMENTS = "optimizer."  # what their names begin with
@@ -53,7 +54,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: dict[str, np.ndarray]
     progress: Progress
-    fingerprint: str = ""  # of the data; see gpt.data.Dataset
+    fingerprint: str = ""  # of the data; see gpt.text.dataset.Dataset
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)  # "m" and "v", flat; empty: not to be resumed
 
     def build_model(self) -> LanguageModel:
@@ -163,17 +164,15 @@ def _check_shapes(config: Config, shapes: dict[str, tuple[int, ...]]) -> dict[st
 
     Returns which weights are the same as which, by name, the first of each in order.
     """
-    gpt, is_bigram = config.gpt, config.train.model == "bigram"
+    gpt, kind = config.gpt, MODEL_KINDS[config.train.model]
     weights = {name: shape for name, shape in shapes.items() if not name.startswith(MOMENTS)}
-    trained = gpt.vocab_size**2 if is_bigram else gpt.num_parameters()
-    tied = 0 if is_bigram or not gpt.tie_weights else gpt.vocab_size * gpt.n_embd
     values = sum(map(math.prod, weights.values()))
-    if values != trained + tied or not is_bigram and gpt.n_layer > len(weights):
+    if values != kind.num_parameters(replace(gpt, tie_weights=False)) or kind.num_layers(gpt) > len(weights):
         raise UserError(f"its weights do not fit its configuration: {values:,} values in {len(weights):,} arrays")
     named = dict(build_model(config.train.model, gpt, seed=None).named_parameters(remove_duplicate=False))
     expected = {name: parameter.shape for name, parameter in named.items()}
     if len(weights) < len(shapes):
-        expected |= {MOMENTS + name: (trained,) for name in ("m", "v")}
+        expected |= {MOMENTS + name: (kind.num_parameters(gpt),) for name in ("m", "v")}
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
             found, wanted = shapes.get(name, "nothing"), expected.get(name, "nothing")

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from functools import partial
 
 from gpt.advice import argument, as_option, instead_of
-from gpt.config import GPTConfig, idle_keys, option_fields
+from gpt.config import GPTConfig, option_fields
 from gpt.errors import UserError
+from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import OutputError, message, printable, write
 from tensorlite import BackendError
 from tensorlite.backends import explain_memory_error
@@ -132,7 +133,7 @@ def add_config_options(parser: Parser, defaults: dict) -> None:
     explicitly can be told from the preset's values, which are shown as defaults."""
     model = parser.add_argument_group("model")
     training = parser.add_argument_group("data and training")
-    idle = idle_keys(defaults.get("model", "gpt"))
+    idle = MODEL_KINDS[defaults.get("model", "gpt")].ignored
     model_fields = GPTConfig.__dataclass_fields__
     for name, f in option_fields().items():
         if not f.metadata["flag"] or name in idle:

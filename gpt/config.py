@@ -1,63 +1,27 @@
-"""Configuration: the shape of the model and how it is trained, checked before anything is allocated.
+"""Configuration: the shape of the model and how it is trained, checked before anything is allocated; presets.
 
 Every field is an option of train.py (`n_layer` is `--n-layer`) and a key of the presets' TOML files.
 """
 
 import difflib
 import json
-import math
 import os
 import tomllib
-import types
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
-from gpt.advice import argument, as_option, instead_of
+from gpt.advice import argument, instead_of
 from gpt.errors import UserError, shown
 from gpt.files import explained, read_regular
-from gpt.tokenizer import TOKENIZERS
+from gpt.models.kinds import MODEL_KINDS, no_effect
+from gpt.models.shape import GPTConfig
+from gpt.settings import check_fields, option
+from gpt.text.tokenizers import TOKENIZERS
 from tensorlite.random import MAX_SEED
 
 MAX_PRESET = 2**20  # bytes of a TOML file
 PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture")
-
-
-def option(default, text: str, *, least=None, most=None, choices=None, flag: bool = True):
-    """A field with its help text and the values it may take; `flag`: whether it is a command-line option."""
-    limits = {"least": least, "most": most, "choices": choices}
-    return field(default=default, metadata={"help": text, "flag": flag, **limits})
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-2's (124M)."""
-
-    vocab_size: int = option(50257, "symbols of the vocabulary; comes from the tokenizer", least=1, flag=False)
-    block_size: int = option(1024, "longest context, in tokens", least=1)
-    n_layer: int = option(12, "transformer blocks", least=1)
-    n_head: int = option(12, "attention heads per block; divides n_embd", least=1)
-    n_embd: int = option(768, "width of the residual stream", least=1)
-    dropout: float = option(0.0, "probability of dropping an activation while training", least=0.0, most=1.0)
-    bias: bool = option(True, "biases in the linear layers and layer norms")
-    qkv_bias: bool | None = option(None, "biases of the query, key and value projections, if not as --bias")
-    head_bias: bool = option(False, "a bias on the logits")
-    activation: str = option("gelu_tanh", "of the feed-forward layers", choices=("relu", "gelu", "gelu_tanh"))
-    tie_weights: bool = option(True, "let the head share the token embedding's table")
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.n_embd % self.n_head:
-            raise UserError(f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}")
-
-    def num_parameters(self) -> int:
-        """Trained values of a GPT of this shape, before there is one."""
-        c, bias = self.n_embd, int(self.bias)
-        qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
-        norm = c + bias * c
-        block = 2 * norm + 12 * c * c + 3 * c * int(qkv_bias) + bias * (c + 4 * c + c)
-        tables = self.vocab_size * c * (1 if self.tie_weights else 2) + self.block_size * c
-        return tables + self.n_layer * block + norm + self.vocab_size * int(self.head_bias)
 
 
 @dataclass(frozen=True)
@@ -66,7 +30,7 @@ class TrainConfig:
 
     preset: str = option("", "the preset this configuration started from", flag=False)
     model: str = option(
-        "gpt", "gpt, or bigram for a table of next-symbol logits", choices=("gpt", "bigram"), flag=False
+        "gpt", "gpt, or bigram for a table of next-symbol logits", choices=tuple(MODEL_KINDS), flag=False
     )
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
@@ -111,7 +75,7 @@ class Config:
     def to_dict(self) -> dict:
         """All keys with their values, without those that are None or mean nothing to the model."""
         flat = {f.name: getattr(half, f.name) for half in (self.gpt, self.train) for f in fields(half)}
-        idle = idle_keys(self.train.model)
+        idle = MODEL_KINDS[self.train.model].ignored
         return {key: value for key, value in flat.items() if value is not None and key not in idle}
 
     @classmethod
@@ -126,11 +90,11 @@ class Config:
     def updated(self, values: dict, source: str | None = None) -> "Config":
         """A copy with some keys changed. UserError, naming `source` if there is one, for a key that does not exist or
         means nothing to the model, and for a value that cannot be."""
-        known, idle = option_fields(), idle_keys(self.train.model)
+        known, idle = option_fields(), MODEL_KINDS[self.train.model].ignored
         prefix = f"{source}: " if source else ""
         for key in values:
             if key in idle:
-                raise UserError(f"{as_option(key)} has no effect on a {self.train.model} table: leave it out")
+                raise no_effect(key, self.train.model)
             if key not in known:
                 hint = instead_of(key, known) or f"; the keys are {', '.join(known)}"
                 raise UserError(f"{prefix}unknown key {shown(key)}{hint}")
@@ -154,11 +118,6 @@ class Config:
 def option_fields() -> dict:
     """Every field of both halves by name."""
     return {f.name: f for half in (GPTConfig, TrainConfig) for f in fields(half)}
-
-
-def idle_keys(model: str) -> set[str]:
-    """The keys that this kind of model has no use for."""
-    return {f.name for f in fields(GPTConfig)} - {"vocab_size", "block_size"} if model == "bigram" else set()
 
 
 def load_preset(name: str) -> Config:
@@ -188,36 +147,3 @@ def _meant(name: str) -> str:
     if is_text or path.suffix not in ("", ".py"):
         return f"to train on a text write {argument('--data', name)}"
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}, or a TOML file"
-
-
-def check_fields(config) -> None:
-    """Check every field's type, range and choices. An int may stand where a float is expected."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
-        if float in kinds and type(value) is int and abs(value) < 2**63:
-            value = float(value)
-            object.__setattr__(config, f.name, value)
-        if type(value) not in kinds:
-            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {shown(value)}")
-        _check_range(f, value)
-
-
-def _check_range(f, value) -> None:
-    least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
-    if value is None:
-        return
-    if choices and value not in choices:
-        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {shown(value)}")
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):  # how a file name's odd bytes come
-        raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {shown(value)}: rename the file")
-    if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{f.name} must be without NUL, which no file's name has, got {shown(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{f.name} must be finite, got {value}")
-    if least is not None and value < least:
-        raise UserError(f"{f.name} must be at least {least}, got {shown(value)}")
-    if most is not None and value > most:
-        raise UserError(f"{f.name} must be at most {most}, got {shown(value)}")
-    if isinstance(value, int) and value >= 2**63:
-        raise UserError(f"{f.name} must be less than 2**63, got a larger number")

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gpt.bigram import BigramLanguageModel
 from gpt.errors import UserError
-from gpt.language_model import LanguageModel
+from gpt.models.kinds import MODEL_KINDS, no_effect
+from gpt.models.language_model import LanguageModel
 from tensorlite import get_backend
 from tensorlite.backends import BACKENDS
 
@@ -52,10 +52,10 @@ class Device:
         forms = [("--{}" if value else "--no-{}") if isinstance(value, bool) else "--{} {}" for _, value in given]
         return "".join(" " + form.format(*option) for form, option in zip(forms, given, strict=True))
 
-    def place(self, model: LanguageModel) -> LanguageModel:
-        """Move the model here, to compute as the options say."""
-        if self.dtype != "float32" and isinstance(model, BigramLanguageModel):
-            raise UserError(f"--dtype {self.dtype} has no effect on a bigram table: leave it out")
+    def place(self, model: LanguageModel, kind: str) -> LanguageModel:
+        """Move the model, of that kind, here, to compute as the options say."""
+        if self.dtype != "float32" and "dtype" in MODEL_KINDS[kind].ignored:
+            raise no_effect("dtype", kind)
         backend = get_backend(self.backend)
         if self.backend != "numpy":
             backend.tf32, backend.graph = self.tf32 is not False, self.graph is not False
@@ -71,7 +71,7 @@ def add_device_options(parser: argparse.ArgumentParser, threads: bool) -> None:
     option("--dtype", choices=("float32", "bfloat16"), default="float32",
            help="of activations and products; bfloat16 on a GPU only (default: %(default)s)")  # fmt: skip
     option("--tf32", action=switch, help="on a GPU, round the factors of float32 products to TF32 (default: yes)")
-    option("--graph", action=switch, help="on a GPU, record each step once as a CUDA graph (default: yes)")
+    option("--graph", action=switch, help="on a GPU, capture each step once as a CUDA graph (default: yes)")
     if threads:
         option("--threads", type=int, metavar="N", help="CPU cores to use (default: the physical ones)")
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gpt.errors import UserError
+from tensorlite import get_backend
 
 # Without waiting for the other end of a pipe. Windows lacks most of these: there, links are looked for beforehand only.
 OPEN = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -63,6 +64,14 @@ def read_regular(path: str | os.PathLike, most: int, follow: bool = False) -> by
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which cannot be right: give another file")
     return content
+
+
+def check_size(path: Path, times: int, advice: str) -> None:
+    """UserError if what is at `path` takes more than this machine's memory, which is `times` its size."""
+    memory, size = get_backend("numpy").memory_size(), path.stat().st_size if path.exists() else 0
+    if memory is not None and times * size > memory:
+        needs = f"which need {times} times as much memory" if times > 1 else "which need as much memory"
+        raise UserError(f"{path} has {size:,} bytes, {needs}, and there are {memory:,}: {advice}")
 
 
 def atomic_write(path: str | os.PathLike, *pieces) -> None:

@@ -3,28 +3,20 @@
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from gpt.advice import as_option
-from gpt.config import Config, idle_keys
+from gpt.config import Config
 from gpt.errors import UserError
-from gpt.tokenizer import ByteTokenizer
-from tensorlite import Backend, get_backend
+from gpt.models.kinds import MODEL_KINDS
+from gpt.text.sources import BYTES_PER_CHARACTER
+from gpt.text.tokenizers import ByteTokenizer
+from tensorlite import Backend
 from tensorlite.backends import explain_memory_error
 
 WORTH_IT = 0.25  # the share of the whole that a change must save to be named
-BYTES_PER_CHARACTER = 4  # of a text: the file or its tokens, the text, and the part of it that is being encoded
 BYTES_PER_TOKEN = 40  # of a step: input, target and two indices, eight bytes each, and what is made on the way
 _COUNTS = ("batch_size", "micro_batch_size", "gradient_accumulation_steps", "block_size", "eval_iters")
 LAYER, MICRO_BATCH, ROW = 8000, 150, 1000  # bytes of Python's objects
-
-
-def check_file(path: Path, times: int, advice: str) -> None:
-    """UserError if what is at `path` takes more than this machine's memory, which is `times` its size."""
-    memory, size = get_backend("numpy").memory_size(), path.stat().st_size if path.exists() else 0
-    if memory is not None and times * size > memory:
-        needs = f"which need {times} times as much memory" if times > 1 else "which need as much memory"
-        raise UserError(f"{path} has {size:,} bytes, {needs}, and there are {memory:,}: {advice}")
 
 
 def check_memory(
@@ -47,7 +39,7 @@ def check_sampling(config: Config, backend: Backend, samples: int, prompt: int, 
     """UserError if `samples` at a time cannot fit the backend's memory, of which so many tokens of the prompt and after
     it are kept."""
     gpt, memory = config.gpt, backend.memory_size()
-    layers = 0 if config.train.model == "bigram" else gpt.n_layer
+    layers = MODEL_KINDS[config.train.model].num_layers(gpt)
     read = min(prompt, gpt.block_size)
     activations = 4 * read * (4 * gpt.n_embd + gpt.n_head * read if layers else gpt.vocab_size)
     each = ROW + 8 * layers * gpt.block_size * gpt.n_embd + 24 * gpt.vocab_size + activations
@@ -80,7 +72,7 @@ def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = fr
     """The options that help: each which alone, at its least, saves a good share of what config `needs`."""
     least = dict.fromkeys(_COUNTS, 1)
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
-    now, fixed = vars(config.gpt) | vars(config.train), fixed | idle_keys(config.train.model)
+    now, fixed = vars(config.gpt) | vars(config.train), fixed | MODEL_KINDS[config.train.model].ignored
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
     spare = WORTH_IT * needs(config)
     helping = [key for key, value in able.items() if needs(config) - needs(config.updated({key: value})) >= spare]
@@ -94,7 +86,7 @@ def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = fr
 def _sizes(config: Config) -> tuple[int, int]:
     """Parameters, and tokens per step."""
     gpt, train = config.gpt, config.train
-    parameters = gpt.vocab_size**2 if train.model == "bigram" else gpt.num_parameters()
+    parameters = MODEL_KINDS[train.model].num_parameters(gpt)
     return parameters, train.batch_size * train.gradient_accumulation_steps * gpt.block_size
 
 
@@ -109,8 +101,8 @@ def _needs(config: Config, cpu: bool, workers: int, text: int) -> int:
     parameters, tokens = _sizes(config)
     rows = train.batch_size * train.gradient_accumulation_steps
     size = min((train.micro_batch_size if cpu else 0) or train.batch_size, rows)
-    workers, objects = min(workers, -(-rows // size)), 0 if train.model == "bigram" else LAYER * gpt.n_layer
-    layer = 0 if train.model == "bigram" else 12 * gpt.n_embd + 2 * gpt.n_head * gpt.block_size
-    activations = 4 * size * gpt.block_size * (gpt.n_layer * layer + 2 * gpt.vocab_size)
+    workers, layers = min(workers, -(-rows // size)), MODEL_KINDS[train.model].num_layers(gpt)
+    layer = 12 * gpt.n_embd + 2 * gpt.n_head * gpt.block_size
+    activations = 4 * size * gpt.block_size * (layers * layer + 2 * gpt.vocab_size)
     each = BYTES_PER_TOKEN * tokens + MICRO_BATCH * (rows // size) + activations
-    return 16 * parameters + objects + workers * each + BYTES_PER_TOKEN * train.eval_iters + text
+    return 16 * parameters + LAYER * layers + workers * each + BYTES_PER_TOKEN * train.eval_iters + text

@@ -146,11 +146,14 @@ class Optimizer:
             self.flat.bind_gradients()
             self.flat.grad.fill(0)
 
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
+    def step(self, grad_scale=1.0) -> None:
+        """Update every parameter from its gradient.
+
+        grad_scale: multiplies the gradients, such as to clip them without writing them anew.
+        """
         self.flat.bind_gradients()
         self.steps += 1
-        self.update(self.pieces, self.rates(self.steps, self.lr))
+        self.update(self.pieces, self.rates(self.steps, self.lr), grad_scale)
 
 
 class AdamW(Optimizer):
@@ -183,10 +186,7 @@ class AdamW(Optimizer):
         return lr, lr * correction2 / correction1, self.eps * correction2
 
     def update(self, pieces: list, rates, grad_scale=1.0) -> None:
-        """A step at these `rates` of these of the `pieces` alone: workers may each do some at the same time.
-
-        grad_scale: multiplies the gradients, such as to clip them without writing them anew.
-        """
+        """A step at these `rates` of these of the `pieces` alone: workers may each do some at the same time."""
         flat = self.flat
         for part, decay in pieces:
             flat.backend.adamw_step(

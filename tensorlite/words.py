@@ -62,7 +62,7 @@ LAYERS = {
     "ModuleList": "a list: self.layers = [...]", "MultiheadAttention": "Linear and scaled_dot_product_attention",
     "ParameterList": "a list: self.weights = [...]", "RNN": "Linear and tanh, in a loop over time",
     "SiLU": "silu, which Sequential takes", "Sigmoid": "sigmoid, which Sequential takes",
-    "Softmax": "softmax, which Sequential takes", "TransformerEncoderLayer": "gpt.model.Block, or its like",
+    "Softmax": "softmax, which Sequential takes", "TransformerEncoderLayer": "gpt.models.gpt.Block, or its like",
     "init": "parameter.data[...] = values", "utils": "optim.clip_grad_norm_",
 }  # fmt: skip
 OPTIMIZERS = {

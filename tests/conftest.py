@@ -9,7 +9,7 @@ import pytest
 import strict_cupy
 from scripts import NOWHERE, train
 
-import gpt.data
+import gpt.text.sources
 import tensorlite.backends
 from tensorlite import BackendError, get_backend, manual_seed, random
 from tensorlite.autograd import mode
@@ -68,7 +68,7 @@ def cwd(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", NOWHERE)
+    monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", NOWHERE)
     return tmp_path
 
 

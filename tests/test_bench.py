@@ -22,9 +22,9 @@ from turns import preset_config
 
 import tensorlite.backends
 from gpt.config import Config, GPTConfig, TrainConfig
-from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
-from gpt.model import build_model
+from gpt.models.kinds import build_model
+from gpt.training.cpu_trainer import CPUTrainer
 from tensorlite import Tensor
 
 MACHINE = {"cpu": "CPU", "cores": 2, "python": "3.11.7", "numpy": "2.4", "blas": "openblas 0.3", "torch": "2.13"}

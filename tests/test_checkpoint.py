@@ -21,9 +21,9 @@ import gpt.checkpoint
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, option_fields
 from gpt.errors import UserError
-from gpt.model import build_model
+from gpt.models.kinds import build_model
 from gpt.tensor_file import TensorFile
-from gpt.tokenizer import ByteTokenizer, CharTokenizer
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer
 
 SHAPE = {"block_size": 4, "n_layer": 1, "n_head": 2, "n_embd": 4}
 WEIGHTS = (

@@ -31,21 +31,21 @@ from scripts import (
     wait_for,
 )
 
-import gpt.data
-import gpt.loop
-import gpt.report
-import gpt.workers
+import gpt.text.sources
+import gpt.training.loop
+import gpt.training.report
+import gpt.training.workers
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.config import load_preset
-from gpt.cpu_trainer import CPUTrainer
 from gpt.device import Device
 from gpt.errors import UserError
 from gpt.files import REMEDIES
-from gpt.interrupt import SIGNALS, Interrupted, InterruptOnce, hold_interrupts
-from gpt.run import RunFolder
-from gpt.session import resume_session
 from gpt.terminal import OutputError
-from gpt.trainer import Evaluation
+from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.interrupt import SIGNALS, Interrupted, InterruptOnce, hold_interrupts
+from gpt.training.run_folder import RunFolder
+from gpt.training.session import resume_session
+from gpt.training.trainer import Evaluation
 
 pytestmark = pytest.mark.usefixtures("cwd")
 
@@ -244,7 +244,7 @@ def test_terminal_that_vanishes(cwd):
     assert_as_if_undisturbed(cwd, load_checkpoint(cwd / "run/last.safetensors").progress.step)
 
 
-@pytest.mark.skipif(not gpt.workers.PROCESSES, reason="workers are threads here")
+@pytest.mark.skipif(not gpt.training.workers.PROCESSES, reason="workers are threads here")
 @pytest.mark.parametrize("job", ["_add_gradients", "_evaluate", "_update"])
 def test_killed_worker(session, copy, monkeypatch, capsys, job):
     before, calls, real = (copy / "last.safetensors").read_bytes(), [], getattr(CPUTrainer, job)
@@ -278,7 +278,7 @@ def test_too_little_memory_to_save_is_one_sentence(session, copy, monkeypatch):
         calls.append(path)
         raise MemoryError("no more")
 
-    monkeypatch.setattr(gpt.loop, "save_checkpoint", save)
+    monkeypatch.setattr(gpt.training.loop, "save_checkpoint", save)
     with pytest.raises(UserError, match=r"cannot write run/(best|last).safetensors: out of memory \(no more\)"):
         session.run()
     assert len(calls) == 1
@@ -375,7 +375,7 @@ def test_interrupt_while_saving_leaves_files_that_agree(session, copy, monkeypat
         save_checkpoint(path, checkpoint)
         saved.append(path.name)
 
-    monkeypatch.setattr(gpt.loop, "save_checkpoint", interrupted)
+    monkeypatch.setattr(gpt.training.loop, "save_checkpoint", interrupted)
     assert session.run() == 128 + signal.SIGINT
     assert saved == ["best.safetensors", "last.safetensors"]
     last, best = (load_checkpoint(copy / f"{name}.safetensors") for name in ("last", "best"))

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 from scripts import AGAIN, LOG_KEYS, RUN, TEXT, TINY, assert_complaint, assert_same_run, log, run, start_long, train
 
-import gpt.data
-import gpt.loop
-import gpt.report
+import gpt.text.sources
+import gpt.training.loop
+import gpt.training.report
 import train as script
 from gpt.advice import FOREIGN, as_option
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.cli import run_script
-from gpt.config import PRESETS, idle_keys, load_preset, option_fields
+from gpt.config import PRESETS, load_preset, option_fields
 from gpt.errors import UserError
-from gpt.report import Reporter
+from gpt.models.kinds import MODEL_KINDS
+from gpt.training.report import Reporter
 from sample import build_parser
 
 HUGE = 10**15
@@ -50,7 +51,7 @@ def test_help_lists_every_option_with_the_presets_value(capsys, preset):
     values = load_preset(preset or "little-shakespeare").to_dict()
     for name, f in option_fields().items():
         flag, value = "--" + name.replace("_", "-"), str(values.get(name))
-        if f.metadata["flag"] and name not in idle_keys(values["model"]):
+        if f.metadata["flag"] and name not in MODEL_KINDS[values["model"]].ignored:
             value = {"None": "none", "True": "yes", "False": "no"}.get(value, value)
             assert re.search(
                 rf" {flag}[ ,].{{,80}}{re.escape(f.metadata['help'])} \(default: {re.escape(value)}\)", text
@@ -435,8 +436,8 @@ def test_line_is_out_at_once(monkeypatch):
 
 
 def test_plain_lines_elsewhere(monkeypatch, capsys):
-    monkeypatch.setattr(gpt.report, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(gpt.report, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(gpt.training.report, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(gpt.training.report, "READ_SECONDS", 0.0)
     reporter = Reporter(first_step=10, last_step=10_000)
     assert reporter.due()
     reporter.step(20, 2.5)
@@ -448,5 +449,5 @@ def test_plain_lines_elsewhere(monkeypatch, capsys):
     )
     assert err == ""
 
-    monkeypatch.setattr(gpt.report, "READ_SECONDS", 1e9)
+    monkeypatch.setattr(gpt.training.report, "READ_SECONDS", 1e9)
     assert not reporter.due()  # reading a loss back makes a GPU wait

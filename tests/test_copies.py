@@ -13,7 +13,7 @@ import pytest
 
 import tensorlite as tl
 from gpt import GPT, BigramLanguageModel, GPTConfig
-from gpt.model import _ACTIVATIONS
+from gpt.models.gpt import _ACTIVATIONS
 from tensorlite import Tensor, nn, no_grad, random
 from tensorlite.backends import backend_of, get_backend
 from tensorlite.nn import Module, Parameter

@@ -10,10 +10,12 @@ import time
 import numpy as np
 import pytest
 
-import gpt.data
-from gpt.data import Split, Text, load_text, make_dataset, optima, random_starts
+import gpt.text.dataset
+import gpt.text.sources
 from gpt.errors import UserError
-from gpt.tokenizer import TOKENIZERS, ByteTokenizer, make_tokenizer
+from gpt.text.dataset import Split, make_dataset, optima, random_starts
+from gpt.text.sources import Text, load_text
+from gpt.text.tokenizers import TOKENIZERS, ByteTokenizer, make_tokenizer
 
 PLAY = b"Enter two clowns.\nExeunt.\n"  # stands in for tinyshakespeare
 
@@ -133,9 +135,9 @@ def cached(tmp_path, monkeypatch):
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(gpt.data, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
-    monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", (tmp_path / "server").as_uri())
-    return gpt.data._cache_folder() / "tinyshakespeare.txt"
+    monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+    monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", (tmp_path / "server").as_uri())
+    return gpt.text.sources._cache_folder() / "tinyshakespeare.txt"
 
 
 def serve(tmp_path, raw=PLAY):
@@ -210,10 +212,10 @@ def test_no_network_is_an_error_when_asked_for_and_a_note_otherwise(cached):
 
 
 def test_silent_server_is_given_up_in_time(cached, monkeypatch):
-    monkeypatch.setattr(gpt.data, "DEADLINE_ASKED", 0.2)
-    monkeypatch.setattr(gpt.data, "DEADLINE_DEFAULT", 0.1)
+    monkeypatch.setattr(gpt.text.sources, "DEADLINE_ASKED", 0.2)
+    monkeypatch.setattr(gpt.text.sources, "DEADLINE_DEFAULT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
-        monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
         start = time.monotonic()
         with pytest.raises(UserError, match="0.2 seconds|timed out"):
             load_text("shakespeare", block_size=8)
@@ -360,6 +362,6 @@ def test_bytes_have_the_optima_of_characters_on_ascii():
 
 
 def test_large_vocabulary_has_no_bigram(monkeypatch):
-    monkeypatch.setattr(gpt.data, "MAX_BIGRAM_VOCAB", 2)
+    monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     assert "bigram" in optima(dataset("ab" * 50))
     assert "bigram" not in optima(dataset("abc" * 50))

@@ -18,11 +18,11 @@ from gpt.checkpoint import load_checkpoint
 from gpt.cli import run_script
 from gpt.config import GPTConfig
 from gpt.device import Device
-from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
-from gpt.model import build_model
-from gpt.run import RunFolder
-from gpt.session import resume_session
+from gpt.models.kinds import build_model
+from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.run_folder import RunFolder
+from gpt.training.session import resume_session
 from tensorlite import BackendError
 from tensorlite.backends.cuda import kernels
 
@@ -60,7 +60,7 @@ def test_options_without_effect_are_refused(options, error, said, device):
     ],
 )
 def test_options_reach_the_backend_and_the_model(options, tf32, graph, dtype, device):
-    model = Device("cupy", **options).place(build_model("gpt", SHAPE, seed=1))
+    model = Device("cupy", **options).place(build_model("gpt", SHAPE, seed=1), "gpt")
     assert (device.tf32, device.graph) == (tf32, graph)
     assert {type(p.data) for p in model.parameters()} == {strict_cupy.ndarray}
     assert model.compute_dtype == (dtype and np.dtype(dtype))
@@ -100,7 +100,7 @@ def test_train_py_and_sample_py_run(arguments, device, cwd, monkeypatch, capsys)
 def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, capsys):
     arguments = ["bigram", "--data", "ab", "--max-iters", "6", "--eval-iters", "2"]
     status, out, err = run_main(train, monkeypatch, capsys, *arguments, "--dtype", "bfloat16")
-    assert (status, err) == (2, "train: error: --dtype bfloat16 has no effect on a bigram table: leave it out\n")
+    assert (status, err) == (2, "train: error: --dtype has no effect on a bigram table: leave it out\n")
     status, out, err = run_main(train, monkeypatch, capsys, *arguments)
     assert (status, err) == (0, "")
     assert "best val loss" in out
@@ -109,7 +109,7 @@ def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, 
 def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_bit(device, cwd, monkeypatch, capsys):
     arguments = [*TINY, "--dtype", "bfloat16", "--no-graph", "--n-embd", "64", "--dropout", "0.2"]
     assert run_main(train, monkeypatch, capsys, *arguments, "--out", "whole")[0] == 0
-    step, steps = DeviceTrainer.train_step, []
+    step, steps = GPUTrainer.train_step, []
 
     def stop_at_the_fifth(trainer):
         steps.append(None)
@@ -118,7 +118,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_bit(device, cwd, mon
         return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeviceTrainer, "train_step", stop_at_the_fifth)
+        patch.setattr(GPUTrainer, "train_step", stop_at_the_fifth)
         status, out, err = run_main(train, monkeypatch, capsys, *arguments, "--out", "parts")
     hint = "go on with: python train.py --resume --out parts --backend cupy --dtype bfloat16 --no-graph"
     assert (status, err) == (128 + signal.SIGINT, "")

@@ -14,8 +14,8 @@ from torch_gpt import TorchGPT
 import tensorlite as tl
 from gpt import GPT, BigramLanguageModel, GPTConfig
 from gpt.generate import default_prompt, generate, sample_tokens, stream_text
-from gpt.language_model import LanguageModel
-from gpt.tokenizer import ByteTokenizer, CharTokenizer
+from gpt.models.language_model import LanguageModel
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer
 from tensorlite import Tensor
 
 CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.5, tie_weights=False)

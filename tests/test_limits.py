@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from scripts import ROOT, TINY, assert_complaint, environment
 
-import gpt.data
-import gpt.tokenizer
-from gpt.data import Text, load_text, make_dataset, optima
+import gpt.text.dataset
+import gpt.text.sources
+import gpt.text.tokenizers
 from gpt.errors import UserError
-from gpt.tokenizer import TOKENIZERS, make_tokenizer
+from gpt.text.dataset import make_dataset, optima
+from gpt.text.sources import Text, load_text
+from gpt.text.tokenizers import TOKENIZERS, make_tokenizer
 
 # A process starts with the peak of the one it was forked from: this small one starts the script, and tells its peak.
 MEASURED = """if True:
@@ -75,7 +77,7 @@ def test_a_text_in_pieces_is_the_same_text(monkeypatch, kind, record, piece):
         return data.train.tokens.tolist(), data.val.tokens.tolist(), data.fingerprint, optima(data)
 
     expected = made()
-    for module in (gpt.data, gpt.tokenizer):
+    for module in (gpt.text.dataset, gpt.text.tokenizers):
         monkeypatch.setattr(module, "PIECE", piece)
     assert made() == expected
     with pytest.raises(UserError, match="not in the model's vocabulary of 2: 'c', 'd'; leave"):
@@ -114,10 +116,10 @@ def test_a_download_without_an_end_is_ended(cwd, monkeypatch, slow):
                 ended.set()
 
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(gpt.data, "DEADLINE_ASKED", 0.5 if slow else 60.0)
+    monkeypatch.setattr(gpt.text.sources, "DEADLINE_ASKED", 0.5 if slow else 60.0)
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
         thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
         said = "not complete after 0.5 seconds|wrong sha256" if slow else "bytes that came are not the expected text"
@@ -140,7 +142,7 @@ def test_an_answer_is_repeated_in_part_only(cwd, monkeypatch):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        monkeypatch.setattr(gpt.data, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", f"http://127.0.0.1:{server.getsockname()[1]}/")
         with pytest.raises(UserError) as error:
             load_text("shakespeare", block_size=8)
         thread.join()
@@ -149,7 +151,7 @@ def test_an_answer_is_repeated_in_part_only(cwd, monkeypatch):
 
 
 def test_optima_of_large_vocabularies_take_no_table(monkeypatch):
-    monkeypatch.setattr(gpt.data, "MAX_BIGRAM_VOCAB", 2)
+    monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     text = Text("abc" * 30, "test", "test")
     assert list(optima(make_dataset(text, make_tokenizer("char", text.text), 2))) == ["uniform", "unigram"]
     assert np.isfinite(optima(make_dataset(text, make_tokenizer("char", text.text), 2))["unigram"]).all()

@@ -28,7 +28,7 @@ LACKING = """if True:
     for file in pathlib.Path(root, "gpt").glob("*.py"):
         __import__(f"gpt.{file.stem}")
     if stop == "stop":
-        from gpt.cpu_trainer import CPUTrainer
+        from gpt.training.cpu_trainer import CPUTrainer
         step = CPUTrainer.train_step
         def train_step(trainer):
             if trainer.step == 3:

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 from test_checkpoint import make, rewrite
 
-import gpt.run
+import gpt.training.run_folder
 from gpt.checkpoint import save_checkpoint
 from gpt.errors import UserError
 from gpt.files import atomic_write
-from gpt.run import RunFolder, find_checkpoint, newest_run
+from gpt.training.run_folder import RunFolder, find_checkpoint, newest_run
 
 FILES = ("config.toml", "log.jsonl", "best.safetensors", "last.safetensors", "sample.txt")
 
@@ -25,7 +25,7 @@ ROWS = [{"step": step, "val_loss": 1 / (step + 1)} for step in (0, 5, 10, 15)]
 HOLD = """
 import sys, time
 from pathlib import Path
-from gpt.run import RunFolder
+from gpt.training.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 print("open", flush=True)
 time.sleep(60)
@@ -254,7 +254,7 @@ def without_locks(*kinds: str):
     ids=["Windows", "nothing", "files", "folders"],
 )
 def test_where_there_are_no_locks_a_warning_says_so(fcntl, warned, monkeypatch, capsys):
-    monkeypatch.setattr(gpt.run, "fcntl", fcntl)
+    monkeypatch.setattr(gpt.training.run_folder, "fcntl", fcntl)
     let_go(RunFolder.create(Path("run"), "name"))
     said = "warning: run cannot be locked here: start no second run in it\n" if warned else ""
     assert capsys.readouterr() == ("", said)

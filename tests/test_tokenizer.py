@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import UserError
-from gpt.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer, make_tokenizer, readable, tokenizer_from_dict
+from gpt.text.tokenizers import TOKENIZERS, ByteTokenizer, CharTokenizer, make_tokenizer, readable, tokenizer_from_dict
 
 TEXTS = {
     "plain": "First Citizen:\nBefore we proceed",

@@ -8,15 +8,18 @@ import threading
 import numpy as np
 import pytest
 from test_workers import needs_fork
+from threadpoolctl import threadpool_limits
 
-import gpt.trainer
-import gpt.workers
+import gpt.training.trainer
+import gpt.training.workers
 from gpt.config import GPTConfig, TrainConfig
-from gpt.cpu_trainer import CPUTrainer
-from gpt.data import Text, make_dataset, random_starts
-from gpt.interrupt import SIGNALS, hold_interrupts
-from gpt.model import build_model
-from gpt.tokenizer import make_tokenizer
+from gpt.models.kinds import build_model
+from gpt.text.dataset import make_dataset, random_starts
+from gpt.text.sources import Text
+from gpt.text.tokenizers import make_tokenizer
+from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.interrupt import SIGNALS, hold_interrupts
+from gpt.training.trainer import Trainer
 from tensorlite import no_grad, random
 
 SOURCE = "".join(f"{i} and {i * i}\n" for i in range(200))
@@ -24,12 +27,13 @@ TEXT = Text(SOURCE, name="squares", source="squares")
 DATA = make_dataset(TEXT, make_tokenizer("char", SOURCE), block_size=8)
 
 
-def make(threads: int = 1, dtype=np.float32, dropout: float = 0.0, **options) -> CPUTrainer:
+def make(threads: int = 1, dtype=np.float32, dropout: float = 0.0, plain: bool = False, **options) -> Trainer:
     """A trainer of a tiny GPT; to be entered."""
     shape = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": dropout}
     model = build_model("gpt", GPTConfig(vocab_size=DATA.tokenizer.vocab_size, **shape), seed=1).to(dtype=dtype)
     settings = {"batch_size": 4, "micro_batch_size": 1, "eval_iters": 3, "learning_rate": 1e-2, "seed": 5}
-    return CPUTrainer(model, DATA, TrainConfig(**settings | options), threads)
+    config = TrainConfig(**settings | options)
+    return Trainer(model, DATA, config) if plain else CPUTrainer(model, DATA, config, threads)
 
 
 def trained(steps: int = 4, evaluate_every: int = 0, **options) -> list[bytes]:
@@ -57,11 +61,29 @@ def first_gradient(**options) -> np.ndarray:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
 def test_same_bits_for_any_number_of_threads_and_evaluations(dropout, micro_batch_size, processes, monkeypatch):
-    monkeypatch.setattr(gpt.workers, "PROCESSES", processes)
+    monkeypatch.setattr(gpt.training.workers, "PROCESSES", processes)
     options = {"dropout": dropout, "micro_batch_size": micro_batch_size, "batch_size": 7, "grad_clip": 0.5}
     expected = trained(threads=1, **options)
     for threads, evaluate_every in ((2, 0), (3, 2), (8, 1), (1, 1)):
         assert trained(threads=threads, evaluate_every=evaluate_every, **options) == expected
+
+
+@needs_fork
+@pytest.mark.parametrize("options", [
+    {},
+    {"dropout": 0.2, "grad_clip": 0.5},
+    {"dropout": 0.2, "micro_batch_size": 3, "batch_size": 7, "gradient_accumulation_steps": 2},
+    {"micro_batch_size": 0, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 4, "weight_decay": 0.5},
+])  # fmt: skip
+def test_the_plain_step_has_the_same_bits(options):
+    with threadpool_limits(1, user_api="blas"):
+        expected = trained(plain=True, evaluate_every=2, **options)
+        losses = [make(plain=True, **options).evaluate()]
+    for threads in (1, 2, 5):
+        assert trained(threads=threads, evaluate_every=2, **options) == expected
+        with make(threads=threads, **options) as trainer:
+            losses.append(trainer.evaluate())
+    assert all(loss == losses[0] for loss in losses)
 
 
 def test_no_more_workers_than_micro_batches():
@@ -82,7 +104,7 @@ def test_every_step_has_its_own_batch_and_masks(monkeypatch):
             return len({float(trainer.train_step()[0]) for _ in range(4)})
 
     assert distinct_losses() == 4
-    monkeypatch.setattr(gpt.trainer, "random_starts", lambda *_: np.arange(4))
+    monkeypatch.setattr(gpt.training.trainer, "random_starts", lambda *_: np.arange(4))
     assert distinct_losses() == 1
     assert distinct_losses(dropout=0.3) == 4
 

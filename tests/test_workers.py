@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gpt.workers
+import gpt.training.workers
 from gpt.errors import UserError
-from gpt.workers import Workers
+from gpt.training.workers import Workers
 from tensorlite import get_backend
 
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="workers are processes on Linux only")
@@ -27,7 +27,7 @@ def shared(size: int) -> np.ndarray:
 
 @pytest.fixture(params=[False, pytest.param(True, marks=needs_fork)], ids=["threads", "processes"])
 def processes(request, monkeypatch) -> bool:
-    monkeypatch.setattr(gpt.workers, "PROCESSES", request.param)
+    monkeypatch.setattr(gpt.training.workers, "PROCESSES", request.param)
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""The oracle for gpt.model: the same architecture in PyTorch under nanoGPT's names, which can generate with a cache."""
+"""The oracle for gpt.models: the same architecture in PyTorch under nanoGPT's names, generating with a cache."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field knows

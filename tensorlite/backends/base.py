@@ -38,7 +38,7 @@ class Backend:
     xp: ModuleType
     chunk_size: int | None = None  # elements of a flat array best worked on at a time; None for all
     tf32 = False  # whether a GPU may round the factors of float32 products to TF32, for all models in the process
-    graph = False  # whether a GPU records `replayable` work as CUDA graphs
+    graph = False  # whether a GPU captures `replayable` work as CUDA graphs
 
     def __reduce__(self):
         """There is one of each in a process, which a copy or an unpickled one is."""
@@ -72,7 +72,7 @@ class Backend:
 
     def replayable(self, function):
         """`function`, which takes and returns nothing, in a form that is quick to call again and again. A GPU's backend
-        records it as a CUDA graph: `tensorlite.backends.cuda.replay` says what that demands of it."""
+        captures it as a CUDA graph: `tensorlite.backends.cuda.replay` says what that demands of it."""
         return function
 
     def memory_size(self) -> int | None:

@@ -15,7 +15,7 @@ from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_sca
 from tensorlite.backends.cuda.cublas import Gemm
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
 from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers
-from tensorlite.backends.cuda.replay import Recorder, Replay
+from tensorlite.backends.cuda.replay import GraphStream, Replay
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
@@ -49,7 +49,7 @@ class CupyBackend(Backend):
         self._gemm = Gemm(cupy, cublas, tf32=False)
         self._kernels = Kernels(cupy)
         self._flash = FlashAttention(cupy, self._kernels)
-        self._recorder = None
+        self._graph_stream = None
 
     # -- arrays and the host --
 
@@ -79,9 +79,9 @@ class CupyBackend(Backend):
         self._gemm.tf32 = allowed
 
     def replayable(self, function):
-        if self.graph and self._recorder is None:
-            self._recorder = Recorder(self.xp)
-        return Replay(self._recorder if self.graph else None, function)
+        if self.graph and self._graph_stream is None:
+            self._graph_stream = GraphStream(self.xp)
+        return Replay(self._graph_stream if self.graph else None, function)
 
     def memory_size(self):
         return self.xp.cuda.runtime.memGetInfo()[1]

@@ -1,15 +1,15 @@
-"""The device behind the stand-in for CuPy: memory, streams, recorded graphs and kernels, on the CPU.
+"""The device behind the stand-in for CuPy: memory, streams, captured graphs and kernels, on the CPU.
 
     memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
     launches   everything that would run on the device goes through `launch`, which logs it: its name, and the shape,
-               dtype and allocation of each array. Two steps with the same log can be recorded once and replayed.
+               dtype and allocation of each array. Two steps with the same log can be captured once and replayed.
     streams    an array that was last used on another stream, for whose work this one has not waited, is an error
     graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
                and done again at each launch of the graph, on the same memory
     kernels    are compiled by g++ and run on the CPU (cuda_on_cpu.py)
 
-While recording, whatever CUDA or our own rules forbid is an error: reading a value back, bringing one from the host,
-memory from the common pool, a launch on another stream, compiling, and arrays of the recording that live on.
+While capturing, whatever CUDA or our own rules forbid is an error: reading a value back, bringing one from the host,
+memory from the common pool, a launch on another stream, compiling, and arrays of the capture that live on.
 """
 
 import bisect
@@ -46,8 +46,8 @@ _addresses: list[int] = []  # of the above, in order
 
 def allocate(shape, dtype) -> np.ndarray:
     """New memory for an array: every byte 0xFF, as NaN is in every float."""
-    if _recording is not None and _allocator is None:
-        raise MisuseError("memory from the common pool while recording: it would be given to others between launches")
+    if _capturing is not None and _allocator is None:
+        raise MisuseError("memory from the common pool while capturing: it would be given to others between launches")
     dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + 2 * GUARD + 64, np.uint8)
@@ -108,7 +108,7 @@ def _check_guards(name: str, arrays) -> None:
 launches: list[tuple] = []
 _log_start = 0
 _forbidden = 0
-_recording: list | None = None  # what is launched while a graph is being recorded
+_capturing: list | None = None  # what is launched while a graph is being captured
 
 
 @contextlib.contextmanager
@@ -126,10 +126,10 @@ def logged():
 def launch(name: str, function, arrays) -> None:
     """Do function(), which works on these arrays."""
     use(name, arrays)
-    if _recording is not None:
-        if _current is not _recording_stream:
-            raise MisuseError(f"{name} is launched on another stream than the one recorded")
-        _recording.append((function, arrays))
+    if _capturing is not None:
+        if _current is not _capturing_stream:
+            raise MisuseError(f"{name} is launched on another stream than the one captured")
+        _capturing.append((function, arrays))
     launches.append((name, *map(_description, arrays)))
     with np.errstate(all="ignore"):  # a GPU warns of nothing
         function()
@@ -157,15 +157,15 @@ def no_host_reads():
 def read(what: str, *arrays) -> None:
     """To be called by what waits for the device, to bring back these arrays."""
     use(what, arrays)
-    if _forbidden or _recording is not None:
+    if _forbidden or _capturing is not None:
         raise HostReadError(f"{what} brings a value back from the device: the step could not be captured as a graph")
 
 
 def write(what: str, *arrays) -> None:
     """To be called by what brings values from the host, into these arrays."""
     use(what, arrays)
-    if _recording is not None:
-        raise MisuseError(f"{what} brings values from the host: a recorded graph would bring these ones each time")
+    if _capturing is not None:
+        raise MisuseError(f"{what} brings values from the host: a captured graph would bring these ones each time")
 
 
 # -- streams, events, pools and graphs --
@@ -225,34 +225,34 @@ class Stream:
         read("Stream.synchronize()")
 
     def begin_capture(self) -> None:
-        global _recording, _recording_stream, _recording_start, _before
+        global _capturing, _capturing_stream, _capturing_start, _before
         if self.ptr == 0:
             raise MisuseError("the null stream cannot be captured")
         _before = {address: _bytes(address, size + 2 * GUARD).copy() for address, (_, _, size) in list(_memory.items())}
-        _recording, _recording_stream, _recording_start = [], self, next(_serials)
-        made_while_recording.clear()
+        _capturing, _capturing_stream, _capturing_start = [], self, next(_serials)
+        made_while_capturing.clear()
 
     def end_capture(self):
-        global _recording
-        work, _recording = _recording, None
+        global _capturing
+        work, _capturing = _capturing, None
         for address, (_, serial, size) in list(_memory.items()):
             if address in _before:
                 _bytes(address, size + 2 * GUARD)[:] = _before[address]
-            elif serial > _recording_start:
+            elif serial > _capturing_start:
                 _bytes(address + GUARD, size)[:] = 0xFF
-        if made_while_recording:
-            shapes = sorted({x.inner.shape for x in made_while_recording})
-            raise MisuseError(f"arrays of the recording are still in use, of shapes {shapes}")
+        if made_while_capturing:
+            shapes = sorted({x.inner.shape for x in made_while_capturing})
+            raise MisuseError(f"arrays of the capture are still in use, of shapes {shapes}")
         return Graph(work)
 
 
 _current = _null = Stream(null=True)
-_recording_stream = None
-made_while_recording = weakref.WeakSet()  # filled by the stand-in for cupy.ndarray
+_capturing_stream = None
+made_while_capturing = weakref.WeakSet()  # filled by the stand-in for cupy.ndarray
 
 
-def is_recording() -> bool:
-    return _recording is not None
+def is_capturing() -> bool:
+    return _capturing is not None
 
 
 def get_current_stream() -> Stream:
@@ -266,8 +266,8 @@ class Graph:
         self._work = work
 
     def launch(self, stream=None) -> None:
-        if _recording is not None:
-            raise MisuseError("a graph is launched while another is being recorded")
+        if _capturing is not None:
+            raise MisuseError("a graph is launched while another is being captured")
         launches.append(("graph", len(self._work)))
         with stream or _current:
             for function, arrays in self._work:

@@ -6,7 +6,7 @@
     host reads    in `with no_host_reads():` everything that waits for the device to bring a value back
     duplicates    the same index twice in an assignment, whose result CuPy leaves undefined
     fresh memory  `empty` is full of NaN, or of the largest numbers, as CuPy's pool hands out memory used before
-    recording     what strict_cuda.py says, CuPy's own products among it
+    capturing     what strict_cuda.py says, CuPy's own products among it
 
 Scalar results are 0-d arrays, as CuPy's. What the stand-in cannot show: speed, races between blocks, and memory that a
 pool hands out again.
@@ -55,8 +55,8 @@ def _do(name: str, function, *args, **kwargs):
     """Call a function of NumPy's on device arrays, as a launch if it computes anything."""
     if name in READING:
         read(name)
-    if name in CUBLAS and strict_cuda.is_recording():
-        raise MisuseError(f"{name}: CuPy refuses to call cuBLAS while recording")
+    if name in CUBLAS and strict_cuda.is_capturing():
+        raise MisuseError(f"{name}: CuPy refuses to call cuBLAS while capturing")
     args, kwargs = _unwrap(args), _unwrap(kwargs)
     given = _arrays((args, kwargs))
     if kwargs.get("out") is not None or function in IN_PLACE:
@@ -96,8 +96,8 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def __init__(self, inner: np.ndarray):
         self.inner = inner
-        if strict_cuda.is_recording():
-            strict_cuda.made_while_recording.add(self)
+        if strict_cuda.is_capturing():
+            strict_cuda.made_while_capturing.add(self)
 
     @property
     def data(self):

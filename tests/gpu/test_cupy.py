@@ -13,13 +13,14 @@ from tolerances import assert_close
 
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig, load_preset
-from gpt.cpu_trainer import CPUTrainer
-from gpt.data import Text, make_dataset
 from gpt.device import Device
-from gpt.device_trainer import DeviceTrainer
-from gpt.model import build_model
-from gpt.session import start_session
-from gpt.tokenizer import make_tokenizer
+from gpt.models.kinds import build_model
+from gpt.text.dataset import make_dataset
+from gpt.text.sources import Text
+from gpt.text.tokenizers import make_tokenizer
+from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.session import start_session
 from tensorlite import backend_of, get_backend
 
 # Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
@@ -39,7 +40,7 @@ def test_every_op_is_that_of_numpy(case, dtype, cuda):
 
 def make_trainer(model, *args):
     on_device = backend_of(model.token_table.data).name == "cupy"
-    return (DeviceTrainer if on_device else CPUTrainer)(model, *args)
+    return (GPUTrainer if on_device else CPUTrainer)(model, *args)
 
 
 def trained(backend, steps: int = 4, dtype: str | None = None, shape=SHAPE, train=TRAIN):
@@ -120,8 +121,8 @@ def test_evaluation_and_another_trainer_do_not_disturb_training(cuda):
 
 def test_an_interrupt_waits_for_the_end_of_the_step(cuda, monkeypatch):
     with make_trainer(build_model("gpt", SHAPE, seed=1).to("cupy"), DATA, TRAIN) as trainer:
-        rates = trainer.optimizer.rates
-        monkeypatch.setattr(trainer.optimizer, "rates", lambda *a: signal.raise_signal(signal.SIGINT) or rates(*a))
+        update = trainer.optimizer.update
+        monkeypatch.setattr(trainer.optimizer, "update", lambda *a: signal.raise_signal(signal.SIGINT) or update(*a))
         with pytest.raises(KeyboardInterrupt):
             trainer.train_step()
         assert trainer.step == 1
@@ -136,7 +137,7 @@ def test_scores_stay_when_the_next_are_made(cuda):
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_a_recorded_step_gives_the_bits_of_one_that_is_not(dtype, cuda):
+def test_a_captured_step_gives_the_bits_of_one_that_is_not(dtype, cuda):
     runs = []
     for graph in (False, True):
         cuda.graph = graph

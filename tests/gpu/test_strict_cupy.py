@@ -11,7 +11,7 @@ from test_cupy import SHAPE, TRAIN, make_trainer, trained
 from test_ops import cotangent
 from test_trainer import DATA
 
-from gpt.model import build_model
+from gpt.models.kinds import build_model
 from tensorlite import Tensor, grad
 from tensorlite.backends.cuda.replay import WARM_UP
 
@@ -120,7 +120,7 @@ def test_the_stand_in_allows():
     assert float(x[0]) == 3.0
 
 
-# What a recording cannot hold.
+# What a capture cannot hold.
 RECORDING = {
     "reading back": (lambda x: float(x.sum()), HostReadError),
     "bringing values": (lambda x: x + cupy.asarray(np.ones(2, np.float32)), MisuseError),
@@ -140,7 +140,7 @@ def on_another_stream(x):
 
 
 @pytest.mark.parametrize("name", RECORDING)
-def test_a_recording_refuses(name, device):
+def test_a_capturing_refuses(name, device):
     misuse, error = RECORDING[name]
     x, calls = device_array(1.0, 2.0), []
 
@@ -157,7 +157,7 @@ def test_a_recording_refuses(name, device):
     kept_arrays.clear()
 
 
-def test_memory_of_the_common_pool_is_not_recorded(device):
+def test_memory_of_the_common_pool_is_not_captured(device):
     stream, x = cupy.cuda.Stream(non_blocking=True), device_array(1.0)
     with stream:
         stream.begin_capture()
@@ -166,7 +166,7 @@ def test_memory_of_the_common_pool_is_not_recorded(device):
         stream.end_capture()
 
 
-def test_a_replay_does_what_was_recorded_to_what_is_there_now(device):
+def test_a_replay_does_what_was_captured_to_what_is_there_now(device):
     x, y = device_array(1.0, 2.0), device_array(0.0, 0.0)
 
     def function():

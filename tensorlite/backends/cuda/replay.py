@@ -1,16 +1,16 @@
-"""Work on the GPU that is done again and again: recorded as a CUDA graph, then launched as one."""
+"""Work on the GPU that is done again and again: captured as a CUDA graph, then launched as one."""
 
 import contextlib
 import gc
 
-WARM_UP = 3  # calls before the recording: kernels are compiled and loaded, and memory is at hand
+WARM_UP = 3  # calls before the capture: kernels are compiled and loaded, and memory is at hand
 
 
-class Recorder:
-    """The stream that recordings are made and launched on, and the memory for what is made in them.
+class GraphStream:
+    """The stream that graphs are captured and launched on, and the memory for what is made in them.
 
     cupy: the module, or what stands for it. The memory is a pool of its own, or others would write into it between
-    launches. Recordings share it: they are launched one after the other, and none leaves anything for later.
+    launches. Graphs share it: they are launched one after the other, and none leaves anything for later.
     """
 
     def __init__(self, cupy):
@@ -35,10 +35,10 @@ class Recorder:
         finally:  # of work that failed, too: what it reads is saved then
             outer.wait_event(self.stream.record())
 
-    def record(self, function):
+    def capture(self, function):
         """A graph of what function() launches."""
         collecting = gc.isenabled()
-        gc.disable()  # an object that gives something of the device back would end the recording
+        gc.disable()  # an object that gives something of the device back would end the capture
         try:
             self.stream.begin_capture()
             try:
@@ -54,27 +54,27 @@ class Recorder:
 
 
 class Replay:
-    """`replay()` does what `function()` does. After a few calls it is recorded, and from then on launched as a graph,
-    which spares the CPU the launching of every kernel. Without a recorder it is called each time.
+    """`replay()` does what `function()` does. After a few calls it is captured, and from then on launched as a graph,
+    which spares the CPU the launching of every kernel. Without a stream for that it is called each time.
 
     What `function` reads and writes lies in arrays that exist before, and so does whatever changes from call to call:
-    a recording holds the addresses of arrays and the values of numbers. Nothing in it may wait for the device or come
+    a graph holds the addresses of arrays and the values of numbers. Nothing in it may wait for the device or come
     from the host, and no array made in it may be used after it.
     """
 
-    def __init__(self, recorder: Recorder | None, function):
-        self._recorder, self._function = recorder, function
+    def __init__(self, stream: GraphStream | None, function):
+        self._stream, self._function = stream, function
         self._calls, self._graph = 0, None
 
     def __call__(self) -> None:
-        if self._recorder is None:
+        if self._stream is None:
             self._function()
             return
         self._calls += 1
-        with self._recorder.at_work():
+        with self._stream.at_work():
             if self._calls <= WARM_UP:
                 self._function()
                 return
             if self._graph is None:
-                self._graph = self._recorder.record(self._function)
-            self._graph.launch(self._recorder.stream)
+                self._graph = self._stream.capture(self._function)
+            self._graph.launch(self._stream.stream)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt.errors import UserError
-from gpt.interrupt import SIGNALS, hold_interrupts
+from gpt.training.interrupt import SIGNALS, hold_interrupts
 
 PROCESSES = sys.platform == "linux" and hasattr(os, "fork") and Path("/proc/self/fd").exists()
 
@@ -106,7 +106,7 @@ class Workers:
     """
 
     def __init__(self, count: int, functions: dict[str, Callable]):
-        self._functions = functions
+        self._functions = functions = {"ready": lambda worker, argument: None} | functions
         self._names = list(functions)
         self._stop: list[Callable] = []  # ends one worker each
         self._me, others = None, []
@@ -123,6 +123,7 @@ class Workers:
         finally:
             for worker in others if PROCESSES else ():
                 worker.close()  # the copies have theirs
+        self.run("ready")  # and no file of the caller's any more, such as a lock
 
     def run(self, name: str, argument: int = 0, **local) -> None:
         """Run one of the functions on every worker, and return when all are done.

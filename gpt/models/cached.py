@@ -40,7 +40,7 @@ class CachedGPT:
 
 class _Reader:
     """The forward pass, which puts the scores of what follows into `scores`. A single token is read from `ids` (B, 1)
-    at `position` (1,). These are arrays that stay, so that a GPU can record what is done with them."""
+    at `position` (1,). These are arrays that stay, so that a GPU can capture what is done with them."""
 
     def __init__(self, model, batch_size: int):
         config, parts = model.config, model.transformer

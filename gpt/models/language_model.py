@@ -1,8 +1,8 @@
 """What every language model here can do: score the next token, and generate."""
 
 import tensorlite as tl
-from gpt.cached import CachedGPT
 from gpt.generate import generate
+from gpt.models.cached import CachedGPT
 from tensorlite import Tensor, nn
 
 

@@ -1,6 +1,6 @@
 """The bigram model: the next symbol guessed from the last one alone. The baseline every GPT must beat."""
 
-from gpt.language_model import LanguageModel
+from gpt.models.language_model import LanguageModel
 from tensorlite import Tensor, nn, random
 
 

@@ -4,10 +4,9 @@ multitask learners")."""
 import math
 
 import tensorlite as tl
-from gpt.bigram import BigramLanguageModel
-from gpt.cached import CachedGPT
-from gpt.config import GPTConfig
-from gpt.language_model import LanguageModel
+from gpt.models.cached import CachedGPT
+from gpt.models.language_model import LanguageModel
+from gpt.models.shape import GPTConfig
 from tensorlite import Tensor, nn, random
 
 STD = 0.02  # of all initial weights but the residual projections'
@@ -98,13 +97,6 @@ class GPT(LanguageModel):
 
     def cached(self, batch_size: int) -> CachedGPT:
         return CachedGPT(self, batch_size)
-
-
-def build_model(kind: str, config: GPTConfig, seed: int | None) -> LanguageModel:
-    """The model that a configuration asks for: "gpt" or "bigram"."""
-    if kind == "bigram":
-        return BigramLanguageModel(config.vocab_size, config.block_size, seed)
-    return GPT(config, seed)
 
 
 def _residual_std(config: GPTConfig) -> float:

@@ -1,25 +1,26 @@
-"""The training step on a GPU, in which nothing is read back: it can be recorded once and launched as one graph."""
+"""The training step on a GPU, in which nothing is read back: it can be captured once and replayed as one CUDA graph."""
+
+from dataclasses import replace
 
 import numpy as np
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset
-from gpt.interrupt import hold_interrupts
-from gpt.language_model import LanguageModel
-from gpt.trainer import Trainer
+from gpt.models.language_model import LanguageModel
+from gpt.text.dataset import Dataset
+from gpt.training.trainer import Trainer
 from tensorlite import grad, no_grad, random
 
 
-class DeviceTrainer(Trainer):
+class GPUTrainer(Trainer):
     """A Trainer for a GPU, with the batches and masks, and up to rounding the numbers, of one for the CPU.
 
     A micro-batch is a whole batch: config.micro_batch_size is about the caches of a CPU. The text lies on the device.
     A step is told where its blocks begin, its number and its rates, in arrays; all else is the same from step to step,
-    so that it can be recorded as a CUDA graph.
+    so that it can be captured as a CUDA graph.
     """
 
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig):
-        super().__init__(model, dataset, config, config.batch_size)
+        super().__init__(model, dataset, replace(config, micro_batch_size=0))
         backend, dtype = self.flat.backend, self.flat.data.dtype
         zeros = backend.shared_zeros
         self._tokens = backend.asarray(np.concatenate([dataset.train.tokens, dataset.val.tokens]))
@@ -34,15 +35,13 @@ class DeviceTrainer(Trainer):
 
     def train_step(self):
         optimizer, upload = self.optimizer, self.flat.backend.upload
-        with hold_interrupts():
-            upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))
-            upload(self._step_number, self.step)
-            optimizer.lr = self.learning_rate(self.step)
-            upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
-            self.whole = False
+        upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))
+        upload(self._step_number, self.step)
+        optimizer.lr = self.learning_rate(self.step)
+        upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
+        with self._updating():
             self._train_on_device()
             optimizer.steps += 1
-            self.whole = True
         return self._loss[0], self._norm[0]
 
     def _run_evaluation(self, tell) -> None:
@@ -55,7 +54,7 @@ class DeviceTrainer(Trainer):
             self._eval_losses[i] = self._eval_loss[0]
             tell(i + 1, total)
 
-    # -- what is recorded --
+    # -- what is captured --
 
     def _train(self) -> None:
         config, backend, parts = self.config, self.flat.backend, self._micro_batches(self.rows_per_step)
@@ -69,8 +68,7 @@ class DeviceTrainer(Trainer):
             self._micro_losses[i] = loss.data
         self._loss[0] = self._micro_losses.sum()
         self._norm[0] = backend.l2_norm(self.flat.grad)
-        scale = backend.clip_factor(self._norm[0], config.grad_clip) if config.grad_clip else 1.0
-        self.optimizer.update(self.optimizer.pieces, self._rates, scale)
+        self.optimizer.update(self.optimizer.pieces, self._rates, self._clip_factor(self._norm[0]))
 
     def _put_gradient(self, k: int, g) -> None:
         self.flat.grad_views[k][...] = 0.0 if g is None else g
@@ -80,8 +78,6 @@ class DeviceTrainer(Trainer):
             self.flat.grad_views[k][...] += g
 
     def _evaluate_batch(self) -> None:
-        if self.model.training:
-            self.model.eval()
         with no_grad():
             x, y = self.flat.backend.gather_blocks(self._tokens, self._eval_starts, self.model.block_size)
             self._eval_loss[0] = self.model(x, y)[1].data

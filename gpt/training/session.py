@@ -8,22 +8,23 @@ import tensorlite as tl
 from gpt.advice import argument, as_option
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
 from gpt.config import Config, GPTConfig
-from gpt.cpu_trainer import CPUTrainer
-from gpt.data import Dataset, Text, load_text, make_dataset, optima
 from gpt.device import Device
-from gpt.device_trainer import DeviceTrainer
 from gpt.errors import UserError
-from gpt.files import atomic_write
+from gpt.files import atomic_write, check_size
 from gpt.generate import default_prompt, stream_text
-from gpt.interrupt import InterruptOnce
-from gpt.language_model import LanguageModel
-from gpt.loop import TrainingLoop
-from gpt.memory import check_file, check_memory, memory_explained
-from gpt.model import build_model
-from gpt.run import RunFolder
+from gpt.memory import check_memory, memory_explained
+from gpt.models.kinds import build_model
+from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
-from gpt.tokenizer import make_tokenizer, readable
-from gpt.trainer import Trainer
+from gpt.text.dataset import Dataset, make_dataset, optima
+from gpt.text.sources import Text, load_text
+from gpt.text.tokenizers import make_tokenizer, readable
+from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.interrupt import InterruptOnce
+from gpt.training.loop import TrainingLoop
+from gpt.training.run_folder import RunFolder
+from gpt.training.trainer import Trainer
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
@@ -74,7 +75,7 @@ class Session:
         what = self.model, self.dataset, self.config.train
         if self.device.backend == "numpy":
             return CPUTrainer(*what, self.device.cores)
-        return DeviceTrainer(*what)
+        return GPUTrainer(*what)
 
     def _introduce(self, trainer: Trainer) -> None:
         data, train = self.dataset, self.config.train
@@ -115,7 +116,7 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
     check_memory(config, backend, cores, len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(build_model(config.train.model, config.gpt, config.train.seed))
+    model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
@@ -125,7 +126,7 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
 def resume_session(out: Path | None, preset: str | None, options: dict, device: Device) -> Session:
     """Go on with an earlier run, with its configuration but for `options`."""
     folder = RunFolder.open(out)
-    check_file(folder.last, 1, "take a machine with more")
+    check_size(folder.last, 1, "take a machine with more")
     checkpoint = load_checkpoint(folder.last)
     old = checkpoint.config
     if preset not in (None, old.train.preset):
@@ -149,7 +150,8 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     folder.rewind_log(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
     checkpoint = replace(checkpoint, config=config)
-    return Session(config, dataset, device.place(checkpoint.build_model()), folder, device, checkpoint)
+    model = device.place(checkpoint.build_model(), config.train.model)
+    return Session(config, dataset, model, folder, device, checkpoint)
 
 
 def _load_text(config: Config) -> Text:

@@ -1,8 +1,7 @@
-"""Texts to train on, their blocks for training and validation, and the losses that mere counting reaches."""
+"""Texts to train on: a file, a download, or what is built in."""
 
 import contextlib
 import hashlib
-import math
 import os
 import platform
 import queue
@@ -16,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import atomic_write
-from gpt.memory import BYTES_PER_CHARACTER, check_file
+from gpt.files import atomic_write, check_size
 from gpt.terminal import shortened
-from gpt.tokenizer import PIECE, Tokenizer
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -27,7 +24,7 @@ DEADLINE_DEFAULT = 5.0  # seconds that a download may take when nobody asked for
 DEADLINE_ASKED = 60.0  # and when somebody did
 SHAKESPEARE_MOST = 2**21  # bytes that are read of what should be 1.1 MB
 AB_CHARACTERS = 1_000_000
-MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
+BYTES_PER_CHARACTER = 4  # that a text needs: its file or its tokens, itself, and the part of it that is being encoded
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
     - None: shakespeare if it is cached or downloads within seconds, else pydoc and a note.
     - any other: a UTF-8 file, decoded exactly but for a byte order mark; write ./ab for a file named ab.
 
-    any_bytes: a file need not be UTF-8; see `gpt.tokenizer.ByteTokenizer`.
+    any_bytes: a file need not be UTF-8; see `gpt.text.tokenizers.ByteTokenizer`.
 
     Whatever cannot be had raises UserError.
     """
@@ -90,7 +87,7 @@ def _read_regular(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not path.is_dir():
         raise UserError(f"{path} is a pipe or a device, which may have no end: write its text into a file first")
-    check_file(path, BYTES_PER_CHARACTER, "take a part of it")
+    check_size(path, BYTES_PER_CHARACTER, "take a part of it")
     return path.read_bytes() if status.st_size else b""  # what claims to be empty, as /proc's files do, may have no end
 
 
@@ -185,111 +182,3 @@ def _download(url: str, seconds: float) -> bytes:
         f"cannot download tinyshakespeare from {url}: {shortened(str(answer))}; "
         "try again later, or train on your own text with --data FILE or offline with --data pydoc"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """The tokens of one part of a text, and the blocks of block_size inputs and targets in them."""
-
-    tokens: np.ndarray  # 1-D, of the smallest of uint8, uint16, int32 that holds the vocabulary
-    block_size: int
-    record: int = 0  # n > 0: every n tokens are a record of their own, with one block at its start
-
-    @property
-    def num_blocks(self) -> int:
-        """How many starts `block` accepts."""
-        return len(self.tokens) // self.record if self.record else len(self.tokens) - self.block_size
-
-    def first_tokens(self, starts: np.ndarray) -> np.ndarray:
-        """Where in `tokens` the blocks of these numbers begin."""
-        return np.asarray(starts) * (self.record or 1)
-
-    def block(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs x and targets y, both int64 (B, block_size), y one token later, for `starts` int (B,)."""
-        index = self.first_tokens(starts)[:, None] + np.arange(self.block_size)  # (B, T)
-        return self.tokens[index].astype(np.int64), self.tokens[index + 1].astype(np.int64)
-
-
-def random_starts(split: Split, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """`batch_size` starts for `split.block`, drawn uniformly, with replacement."""
-    return rng.integers(split.num_blocks, size=batch_size)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A text as tokens, split for training and validation."""
-
-    train: Split
-    val: Split
-    tokenizer: Tokenizer
-    fingerprint: str  # sha256 of the text and of where it is split
-    name: str
-
-
-def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction: float = 0.1) -> Dataset:
-    """Split `text` at a character, its last `val_fraction` for validation, and encode the parts.
-
-    UserError when a part is too short for one block. Records stay whole, with one token per character.
-    """
-    if text.record and (text.record <= block_size or len(text.text) % text.record):
-        raise ValueError(f"expected whole records longer than {block_size}, got record={text.record}")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"--val-fraction must lie between 0 and 1, got {val_fraction}; 0.1 is usual")
-    unit = text.record or 1
-    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
-    boundary = int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
-    vocab_size = tokenizer.vocab_size
-    dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
-
-    def make_split(part: str, characters: str) -> Split:
-        tokens = tokenizer.encode(characters, dtype)
-        if len(tokens) <= block_size:
-            raise UserError(
-                f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
-                f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
-            )
-        return Split(tokens, block_size, text.record)
-
-    train = make_split("training", text.text[:boundary])
-    val = make_split("validation", text.text[boundary:])
-    digest = hashlib.sha256(f"{boundary}\n".encode())
-    for start in range(0, len(text.text), PIECE):
-        digest.update(text.text[start : start + PIECE].encode("utf-8", "surrogateescape"))
-    return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
-
-
-def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
-    """Yardsticks for a loss, in nats per token: what one reaches by counting targets alone.
-
-    "uniform" is ln V; "unigram" and "bigram" are the (train, val) losses of the frequencies of tokens and of
-    pairs in training. On train that is the optimum; for val each count is one more, lest the unseen cost
-    infinity. "bigram" is left out above MAX_BIGRAM_VOCAB symbols.
-    """
-    vocab_size = dataset.tokenizer.vocab_size
-    result = {"uniform": math.log(vocab_size)}
-    for name, shape in (("unigram", (vocab_size,)), ("bigram", (vocab_size, vocab_size))):
-        if name == "unigram" or vocab_size <= MAX_BIGRAM_VOCAB:
-            seen, new = _counts(dataset.train, shape), _counts(dataset.val, shape)
-            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
-    return result
-
-
-def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:
-    """How often each token follows another in its record: shape (V,), or (V, V) for how often it follows which. A piece
-    at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
-    counts = np.zeros(shape, np.int64)
-    for start in range(0, len(split.tokens) - 1, PIECE):
-        tokens = split.tokens[start : start + PIECE + 1].astype(np.int64)
-        follows = tokens[1:] if len(shape) == 1 else tokens[:-1] * shape[1] + tokens[1:]
-        if split.record:
-            follows = follows[np.arange(start + 1, start + len(tokens)) % split.record != 0]
-        counts += np.bincount(follows, minlength=counts.size).reshape(shape)
-    return counts
-
-
-def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: int) -> float:
-    """Mean -ln p of the `observed` counts under p = (counts + add), normalised; both (V,) or (V, V)."""
-    seen = observed > 0
-    n = observed[seen]
-    totals = np.broadcast_to(counts.sum(axis=-1, keepdims=True), counts.shape)[seen] + add * counts.shape[-1]
-    return float(n @ (np.log(totals) - np.log(counts[seen] + add)) / n.sum())

@@ -1,4 +1,4 @@
-"""The training step on the CPU.
+"""The training step on the CPU, on several cores.
 
 A batch is cut into micro-batches, which a few workers run forward and backward, each with BLAS held to one thread.
 NumPy's element-wise work then runs in parallel, and the arrays of a micro-batch fit the caches. The gradients of
@@ -12,12 +12,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset
-from gpt.interrupt import hold_interrupts
-from gpt.language_model import LanguageModel
-from gpt.trainer import Trainer
-from gpt.workers import Worker, Workers
-from tensorlite import grad, no_grad, random
+from gpt.models.language_model import LanguageModel
+from gpt.text.dataset import Dataset
+from gpt.training.trainer import Trainer
+from gpt.training.workers import Worker, Workers
+from tensorlite import grad, random
 
 
 class CPUTrainer(Trainer):
@@ -27,7 +26,7 @@ class CPUTrainer(Trainer):
     """
 
     def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig, threads: int = 1):
-        super().__init__(model, dataset, config, config.micro_batch_size or config.batch_size)
+        super().__init__(model, dataset, config)
         self.threads = min(threads, len(self._micro_losses))
 
     def __enter__(self) -> "CPUTrainer":
@@ -41,17 +40,16 @@ class CPUTrainer(Trainer):
         self._workers.close()
         self._blas_limit.restore_original_limits()
 
+    @np.errstate(all="ignore")
     def train_step(self):
         optimizer = self.optimizer
         self._workers.run("gradients", self.step)
-        with np.errstate(all="ignore"), hold_interrupts():  # a half-done update could be neither saved nor repeated
-            loss = self._micro_losses.sum()
-            self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
-            optimizer.lr = self.learning_rate(self.step)
-            self.whole = False
+        loss = self._micro_losses.sum()
+        self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
+        optimizer.lr = self.learning_rate(self.step)
+        with self._updating():
             self._workers.run("update", self.step)
             optimizer.steps += 1
-            self.whole = True
         return loss, self._norm[0].copy()
 
     def _run_evaluation(self, tell) -> None:
@@ -91,10 +89,8 @@ class CPUTrainer(Trainer):
     @np.errstate(all="ignore")
     def _update(self, worker: Worker, step: int) -> None:
         """AdamW with clipped gradients, on this worker's share of the parameters."""
-        clip = self.config.grad_clip
-        scale = self.flat.backend.clip_factor(self._norm[0], clip) if clip else 1.0
         rates = self.optimizer.rates(step + 1, self.learning_rate(step))
-        self.optimizer.update(worker.share(self.optimizer.pieces), rates, scale)
+        self.optimizer.update(worker.share(self.optimizer.pieces), rates, self._clip_factor(self._norm[0]))
 
     @np.errstate(all="ignore")
     def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:
@@ -103,11 +99,5 @@ class CPUTrainer(Trainer):
         total = len(self._eval_losses)
         self.model.eval()
         for i in worker.share(range(total)):
-            split, starts = self._evaluation_starts(i)
-            x, y = split.block(starts)
-            with no_grad():
-                self._eval_losses[i] = sum(
-                    self.model(x[rows], y[rows])[1].data * ((rows.stop - rows.start) / len(x))
-                    for rows in self._micro_batches(len(x))
-                )
+            self._eval_losses[i] = self._evaluation_loss(i)
             tell(min(i + worker.count, total), total)

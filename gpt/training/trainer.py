@@ -1,18 +1,20 @@
-"""What trains a model: its optimiser, its batches, and the evaluation. How a step is computed is for the subclasses to
-say, `gpt.cpu_trainer` and `gpt.device_trainer`."""
+"""How a model is trained and evaluated, as one reads it. cpu_trainer.py and gpu_trainer.py compute the same numbers,
+faster, and are tested against this."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpt.config import TrainConfig
-from gpt.data import Dataset, Split, random_starts
 from gpt.errors import UserError
-from gpt.language_model import LanguageModel
-from tensorlite import random
-from tensorlite.optim import AdamW, decay_groups, learning_rate
+from gpt.models.language_model import LanguageModel
+from gpt.text.dataset import Dataset, Split, random_starts
+from gpt.training.interrupt import hold_interrupts
+from tensorlite import no_grad, random
+from tensorlite.optim import AdamW, clip_grad_norm_, decay_groups, learning_rate
 
 
 @dataclass
@@ -31,13 +33,13 @@ class Trainer:
     Every batch and mask is a function of (config.seed, step), so a trainer whose parameters, moments and `step` are
     restored goes on exactly as the one that was stopped would have.
 
-    A subclass has `train_step` and `_run_evaluation`. It cuts a batch into micro-batches of micro_batch_size rows and
-    adds up their gradients in order: gradient accumulation is nothing but more of them.
+    A batch is cut into micro-batches, whose gradients are added up in order: gradient accumulation is nothing but more
+    of them.
     """
 
-    def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig, micro_batch_size: int):
+    def __init__(self, model: LanguageModel, dataset: Dataset, config: TrainConfig):
         self.model, self.dataset, self.config = model, dataset, config
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.optimizer = AdamW(
             decay_groups(model.parameters(), config.weight_decay), betas=(config.beta1, config.beta2)
         )
@@ -84,12 +86,38 @@ class Trainer:
     def train_step(self):
         """One step of AdamW on one batch. (loss before the step, gradient norm before clipping): 0-d arrays that
         are not read back from the device, and are to be read before the next step."""
-        raise NotImplementedError
+        config, optimizer, losses = self.config, self.optimizer, self._micro_losses
+        self.model.train()
+        x, y = self.dataset.train.block(self._training_starts(self.step))  # (B, T) each, y one token later
+        optimizer.zero_grad()
+        for i, rows in enumerate(self._micro_batches(len(x))):
+            with random.scope(config.seed, step=self.step, first_row=rows.start):  # the dropout masks of these rows
+                loss = self.model(x[rows], y[rows])[1] * ((rows.stop - rows.start) / len(x))
+                loss.backward()
+            losses[i] = loss.data
+        norm = clip_grad_norm_(self.flat, max_norm=0.0)  # which leaves them: the step scales them on its way
+        optimizer.lr = self.learning_rate(self.step)
+        with self._updating():
+            optimizer.step(grad_scale=self._clip_factor(norm))
+        return losses.sum(), norm
+
+    def _clip_factor(self, norm):
+        """What the gradients, of this norm, are to be multiplied by."""
+        return self.flat.backend.clip_factor(norm, self.config.grad_clip) if self.config.grad_clip else 1.0
+
+    @contextmanager
+    def _updating(self) -> Iterator[None]:
+        """Within, the parameters change: a half-done update could be neither saved nor repeated."""
+        with hold_interrupts():
+            self.whole = False
+            yield
+            self.whole = True
 
     def evaluate(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Evaluation:
         """Losses over the same batches each time, from a stream of their own, in eval mode. `tell(done, total)` hears
         how many batches are done."""
         try:
+            self.model.eval()
             self._run_evaluation(tell)
         finally:
             self.model.train()
@@ -100,8 +128,20 @@ class Trainer:
         return Evaluation(float(train), float(train_stderr), float(val), float(val_stderr))
 
     def _run_evaluation(self, tell) -> None:
-        """Put the losses into `_eval_losses`, the training split's first."""
-        raise NotImplementedError
+        """Put the losses of all evaluation batches into `_eval_losses`."""
+        for i in range(len(self._eval_losses)):
+            self._eval_losses[i] = self._evaluation_loss(i)
+            tell(i + 1, len(self._eval_losses))
+
+    def _evaluation_loss(self, i: int) -> float:
+        """The loss of evaluation batch number i."""
+        split, starts = self._evaluation_starts(i)
+        x, y = split.block(starts)
+        with no_grad():
+            return sum(
+                self.model(x[rows], y[rows])[1].data * ((rows.stop - rows.start) / len(x))
+                for rows in self._micro_batches(len(x))
+            )
 
     def _training_starts(self, step: int) -> np.ndarray:
         """Which blocks of the training split are the batch of step `step`."""

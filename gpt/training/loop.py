@@ -7,12 +7,12 @@ from pathlib import Path
 from gpt.checkpoint import Checkpoint, Progress, save_checkpoint
 from gpt.config import Config
 from gpt.errors import UserError
-from gpt.interrupt import InterruptOnce, hold_interrupts
-from gpt.report import Reporter
-from gpt.run import RunFolder
 from gpt.terminal import OutputError
-from gpt.trainer import Trainer
-from gpt.workers import WorkerLostError
+from gpt.training.interrupt import InterruptOnce, hold_interrupts
+from gpt.training.report import Reporter
+from gpt.training.run_folder import RunFolder
+from gpt.training.trainer import Trainer
+from gpt.training.workers import WorkerLostError
 from tensorlite import backend_of
 from tensorlite.backends import explain_memory_error
 
