@@ -8,16 +8,16 @@ from gpt.errors import UserError
 from tensorlite import Tensor, no_grad, random
 
 
-def generate(model, idx, max_new_tokens: int, **options) -> np.ndarray:
-    """idx (B, T) and what `sample_tokens` adds to it: integers (B, T + max_new_tokens)."""
-    idx = _context(idx)
-    new = list(sample_tokens(model, idx, max_new_tokens, **options))
-    return np.concatenate([idx, *(tokens[:, None] for tokens in new)], axis=1)
+def generate(model, ids, max_new_tokens: int, **options) -> np.ndarray:
+    """ids (B, T) and what `sample_tokens` adds to it: integers (B, T + max_new_tokens)."""
+    ids = _context(ids)
+    new = list(sample_tokens(model, ids, max_new_tokens, **options))
+    return np.concatenate([ids, *(tokens[:, None] for tokens in new)], axis=1)
 
 
 def sample_tokens(
     model,
-    idx,
+    ids,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -25,9 +25,9 @@ def sample_tokens(
     seed: int = 0,
     use_cache: bool = True,
 ) -> Iterator[np.ndarray]:
-    """Continue the sequences idx (B, T), yielding the next token of each, (B,), as it is made.
+    """Continue the sequences ids (B, T), yielding the next token of each, (B,), as it is made.
 
-    A token is drawn given its context, the tokens before it: at first the newest block_size of idx, to which each new
+    A token is drawn given its context, the tokens before it: at first the newest block_size of ids, to which each new
     token is added. A context that outgrows block_size is cut to its newest block_size // 2 tokens (at least 1), and
     grows again from there. A position counts from the start of the context, so a window that moved on by one each time
     would make all cached keys and values useless; this way only one token in block_size // 2 reads more than the last.
@@ -44,7 +44,7 @@ def sample_tokens(
         raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
-    context = _context(idx)[:, -model.block_size :]
+    context = _context(ids)[:, -model.block_size :]
     cached = model.cached(len(context)) if use_cache else None
     generators = [random.generator(seed, random.SAMPLING, call=row) for row in range(len(context))]
     for _ in range(max_new_tokens):
@@ -70,8 +70,8 @@ def stream_text(
     A multi-byte character comes when it is complete. The options are those of `sample_tokens`.
     """
     decoders = [tokenizer.stream_decoder() for _ in range(num_samples)]
-    idx = np.tile(tokenizer.encode(prompt)[-model.block_size :], (num_samples, 1))
-    for tokens in sample_tokens(model, idx, max_new_tokens, **options):
+    ids = np.tile(tokenizer.encode(prompt)[-model.block_size :], (num_samples, 1))
+    for tokens in sample_tokens(model, ids, max_new_tokens, **options):
         yield [decode(token[None]) for decode, token in zip(decoders, tokens, strict=True)]
     yield [decode([], final=True) for decode in decoders]
 
@@ -85,12 +85,12 @@ def default_prompt(tokenizer) -> str:
     return "\n"
 
 
-def _context(idx) -> np.ndarray:
-    """idx as a host array (B, T) of at least one token each."""
-    idx = idx.numpy() if isinstance(idx, Tensor) else np.asarray(idx)
-    if idx.ndim != 2 or not idx.shape[1] or idx.dtype.kind not in "iu":
-        raise ValueError(f"generate: expected integers of shape (B, T), T at least 1, got {idx.dtype} {idx.shape}")
-    return idx.astype(np.int64)
+def _context(ids) -> np.ndarray:
+    """ids as a host array (B, T) of at least one token each."""
+    ids = ids.numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if ids.ndim != 2 or not ids.shape[1] or ids.dtype.kind not in "iu":
+        raise ValueError(f"generate: expected integers of shape (B, T), T at least 1, got {ids.dtype} {ids.shape}")
+    return ids.astype(np.int64)
 
 
 def _next_logits(model, context):
