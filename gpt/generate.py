@@ -140,6 +140,12 @@ class _Ending:
         return released
 
 
+def write_text(model, tokenizer, max_new_tokens: int, seed: int) -> str:
+    """A sample of the model from the default prompt on."""
+    prompt = default_prompt(tokenizer)
+    return prompt + "".join(text for (text,) in stream_text(model, tokenizer, prompt, max_new_tokens, seed=seed))
+
+
 def default_prompt(tokenizer) -> str:
     """What to start from if nothing is given: a new line, or the vocabulary's first symbol where there is none."""
     try:

@@ -72,7 +72,7 @@ def test_underscores_and_negated_flags():
     args = script.parse_arguments(
         ["bigram", "--max_iters=3", "--batch_size", "4", "--no_bias", "--data=a_b", "--qkv-bias"]
     )
-    given = {name: value for name, value in vars(args).items() if name not in script.RUN_OPTIONS}
+    given = {name: value for name, value in vars(args).items() if name not in script.NOT_CONFIGURED}
     assert given == {"max_iters": 3, "batch_size": 4, "bias": False, "data": "a_b", "qkv_bias": True}
     assert args.preset == "bigram"
 
