@@ -50,7 +50,9 @@ GPT = {
     "config": {"models", "settings", "text", *PLAIN},
     "checkpoint": {"config", "models", "settings", "tensor_file", "text", *PLAIN},
     "device": {"errors", "models"},
-    "memory": {"advice", "config", "errors", "models", "text"},
+    "needs": {"config", "models", "text"},
+    "memory": {"advice", "config", "errors", "models", "needs", "text"},
+    "plan": {"config", "models", "needs"},
     "cli": {"config", "models", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}

@@ -46,7 +46,8 @@ class Session:
         """Train, sample, and return the exit status. deadline: see TrainingLoop."""
         text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
         fixed = FIXED | {"data"} if self.checkpoint else set()
-        with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
+        cpu, cores, dtype = self.device.backend == "numpy", self.device.cores, self.device.dtype
+        with memory_explained(self.config, cpu, text, fixed, cores, dtype):
             return self._run(deadline)
 
     def _run(self, deadline: float) -> int:
@@ -109,14 +110,13 @@ class Session:
 def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
     """A new run. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
-    backend, cores = tl.get_backend(device.backend), device.cores
-    check_memory(
-        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
-    )  # before a text is made for it
+    backend, cores, dtype = tl.get_backend(device.backend), device.cores, device.dtype
+    # Before a text is made for it.
+    check_memory(Config(replace(config.gpt, vocab_size=1), config.train), backend, cores, dtype=dtype)
     text = _load_text(config)
     tokenizer = make_tokenizer(config.train.tokenizer, text.text)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
-    check_memory(config, backend, cores, len(text.text))
+    check_memory(config, backend, cores, len(text.text), dtype=dtype)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
     model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
     name = Path(config.train.preset).stem or "run"
@@ -140,7 +140,8 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     if "dropout" in options:
         _check_dropout(options["dropout"])
     text = _load_text(config)
-    check_memory(config, tl.get_backend(device.backend), device.cores, len(text.text), FIXED | {"data"})
+    backend, fixed = tl.get_backend(device.backend), FIXED | {"data"}
+    check_memory(config, backend, device.cores, len(text.text), fixed, device.dtype)
     try:
         dataset = make_dataset(text, checkpoint.tokenizer, config.gpt.block_size, config.train.val_fraction)
     except UserError:  # too short, or with other characters

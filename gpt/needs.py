@@ -1,0 +1,162 @@
+"""What a run needs of the memory at its peak, part by part, counted before it begins from what the ops keep.
+
+`python bench/memory.py` holds the CPU's figures against whole runs. The GPU's are derived from the code in the same way,
+and have not been measured.
+"""
+
+from dataclasses import asdict, dataclass
+
+from gpt.config import Config
+from gpt.models.kinds import MODEL_KINDS
+from gpt.models.shape import GPTConfig
+from gpt.text.dataset import MAX_BIGRAM_VOCAB
+from gpt.text.tokenizers import PIECE
+
+# Bytes, measured on Linux: an interpreter with NumPy and this package, about a third of it the libraries' code; what a
+# worker writes of its caller's pages, which so become its own; and, not measured, what CUDA itself takes of a GPU.
+LIBRARIES, WORKER, CUDA = 46 << 20, 9 << 20, 400 << 20
+# Of Python's objects: of a layer, of its graph in each worker, of a micro-batch there, of a sample; of an evaluation's
+# batch, two losses and what their mean is made of.
+LAYER, GRAPH, MICRO_BATCH, SAMPLE, EVALUATION = 4500, 9000, 150, 1000, 40
+SAMPLE_TOKENS = 500  # of the sample that a run ends with
+FLASH_HEADS = (32, 64, 128)  # channels of a head for which there are kernels, in bfloat16
+KEPT = {"relu": 4, "gelu": 8, "gelu_tanh": 8}  # arrays (B, T, C) that the feed-forward layer keeps for the way back:
+# its product's input and, but for relu, of which that is all, the slope or on a GPU gelu's input;
+FORWARD = {"relu": 9, "gelu": 17, "gelu_tanh": 25}  # those of its activation at work, with the residual stream;
+BACKWARD = {"relu": 9, "gelu": 5, "gelu_tanh": 5}  # and those it takes on the way back beside what is kept
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes at the peak of a run. Each of the `workers` has its own activations and indices."""
+
+    libraries: int  # the interpreter's and theirs; or CUDA's
+    text: int  # its tokens, and what reading it takes more than all that comes after
+    weights: int
+    gradients: int
+    moments: int
+    workers: int
+    activations: int  # of a micro-batch, and what else is there with them on the way forward and back
+    indices: int  # of the tokens of a step
+    objects: int  # Python's
+    evaluation: int  # its losses: its activations are fewer than those of a step, and take their place
+    between: int  # what the first worker needs between steps, to count the text, save and sample, beyond activations
+
+    @property
+    def total(self) -> int:
+        parts = asdict(self)
+        workers = parts.pop("workers")
+        return sum(parts.values()) + (workers - 1) * (self.activations + self.indices)
+
+
+def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0, dtype: str = "float32") -> Needs:
+    """What training takes of the machine's memory, or of the GPU's.
+
+    workers: at most; each has a micro-batch at least. text: its characters, where they are known. dtype: of
+    activations.
+    """
+    shape, train = config.gpt, config.train
+    kind, rows = MODEL_KINDS[train.model], train.batch_size * train.gradient_accumulation_steps
+    size = min((0 if gpu else train.micro_batch_size) or train.batch_size, rows)
+    micro_batches, layers, tokens = -(-rows // size), kind.num_layers(shape), rows * shape.block_size
+    workers = 1 if gpu else min(workers, micro_batches)
+    weights, activations = 4 * kind.num_parameters(shape), micro_batch_needs(config, size, gpu, dtype)
+    between = 0 if gpu else max(_counting(shape.vocab_size, text), _saving(config), sampling_needs(config, 1, 1))
+    token, symbol = token_bytes(shape.vocab_size), 1 if shape.vocab_size <= 256 else 2
+    needs = Needs(
+        libraries=CUDA if gpu else LIBRARIES + (workers - 1) * WORKER,
+        text=token * text,
+        weights=weights,
+        gradients=weights,
+        moments=2 * weights,
+        workers=workers,
+        activations=activations,
+        # x and y, and before there are activations two indices of eight bytes and the tokens as they lie there.
+        indices=max(16 * tokens, 33 * tokens - activations),
+        objects=0 if gpu else layers * (LAYER + workers * GRAPH) + workers * MICRO_BATCH * micro_batches,
+        evaluation=EVALUATION * train.eval_iters,
+        between=max(0, between - activations),
+    )
+    if gpu:
+        return needs
+    reading = int((1 + 0.9) * symbol * text)  # itself, and the part that is being encoded
+    later = needs.total - needs.libraries - needs.text
+    return Needs(**asdict(needs) | {"text": needs.text + max(0, reading - later)})
+
+
+def sampling_needs(config: Config, samples: int, read: int, tokens: int = SAMPLE_TOKENS) -> int:
+    """Bytes to sample from a checkpoint, without the libraries: its weights, a copy of them that is quick to read, keys
+    and values, and scores.
+
+    read: tokens that are read at a time, such as the prompt's; tokens: what is kept of each sample.
+    """
+    shape, kind = config.gpt, MODEL_KINDS[config.train.model]
+    C, layers, read = shape.n_embd, kind.num_layers(shape), min(read, shape.block_size)  # noqa: N806
+    width = max(FORWARD[shape.activation] * C, 5 * C + shape.n_head * read // 2) if layers else 2 * shape.vocab_size
+    linears = 12 * layers * C * C + shape.vocab_size * C if layers else 0
+    each = SAMPLE + 8 * layers * shape.block_size * C + 24 * shape.vocab_size + 4 * read * width + 8 * tokens
+    return 4 * (kind.num_parameters(shape) + linears) + samples * each
+
+
+def micro_batch_needs(config: Config, rows: int, gpu: bool = False, dtype: str = "float32") -> int:
+    """Bytes of the largest moment of a micro-batch of so many rows, forward and backward."""
+    shape = config.gpt
+    n, C, V = rows * shape.block_size, shape.n_embd, shape.vocab_size  # noqa: N806
+    size = 2 if dtype == "bfloat16" else 4
+    logits, table = size * n * V, 4 * V * C
+    if not MODEL_KINDS[config.train.model].num_layers(shape):  # logits, or probabilities; their gradient; the table's
+        return max(2 * logits, logits + 4 * V * V + (0 if gpu else logits + 8 * min(n, V) * V))
+    x = size * n * C  # an array of the residual stream's shape
+    scores, block, mask = _attention(shape, rows, gpu, dtype)
+    copies = 2 * 12 * C * C if dtype == "bfloat16" else 0  # of the weights
+    # What a layer keeps: two norms' normalised inputs and results, queries, keys and values, what attention gathers,
+    # the feed-forward layer's, the masks of two dropouts, and numbers for each row.
+    inner, dropped = KEPT[shape.activation] * x, n * C * bool(shape.dropout)
+    layer = 8 * x + inner + scores + 2 * dropped + 16 * n + copies
+    kept, tied = shape.n_layer * layer + dropped, table * shape.tie_weights
+    forward = (9 if gpu else FORWARD[shape.activation]) * x
+    backward = max(BACKWARD[shape.activation] * x, 5 * x + 16 * C * C)  # the product's gradient comes first
+    moments = {
+        "attention of the last layer": kept - 2 * x - inner + 2 * x + mask,
+        "feed-forward of the last layer": kept - inner + forward,
+        "loss: logits and probabilities, or the latter and their gradient": kept + 2 * x + 2 * logits,
+        "head, backward": kept + 3 * x + logits + table,
+        "feed-forward of the last layer, backward": kept + backward + tied,
+        "attention of the last layer, backward": kept - x - inner + 6 * x + 2 * block + tied,
+        "token table, backward": 3 * x + table + 2 * tied,  # the head's gradient, this one's, and their sum
+    }
+    return max(moments.values())
+
+
+def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int, int, int]:
+    """Bytes of what attention keeps of its scores in a layer; of those of one block of queries; and of the mask of its
+    dropout where that is not kept."""
+    T, heads, dropout = shape.block_size, rows * shape.n_head, bool(shape.dropout)  # noqa: N806
+    mask = heads * T * T * dropout
+    if gpu and dtype == "bfloat16" and shape.n_embd // shape.n_head in FLASH_HEADS:
+        return 4 * heads * T + mask, 0, 0  # a number per query
+    if gpu:
+        scores = (2 if dtype == "bfloat16" else 4) * heads * T * T
+        return scores * (1 + dropout) + mask, scores, 0
+    queries = min(T, max(32, T // 8))  # the CPU's blocks, each with the keys that its last query sees
+    seen = sum(min(queries, T - start) * min(T, start + queries) for start in range(0, T, queries))
+    return 4 * heads * seen * (1 + dropout), 4 * heads * queries * T, mask
+
+
+def _counting(vocab_size: int, text: int) -> int:
+    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the
+    text, a third while the next one is made, and three tables."""
+    tables = 3 * vocab_size**2 if vocab_size <= MAX_BIGRAM_VOCAB else 0
+    return 8 * (min(2 * text, 3 * PIECE) + tables)
+
+
+def _saving(config: Config) -> int:
+    """Bytes of the copy of the weights that is saved, a tied table twice."""
+    shape, tied = config.gpt, MODEL_KINDS[config.train.model].num_layers(config.gpt) and config.gpt.tie_weights
+    copied = shape.vocab_size * shape.n_embd if tied else 0
+    return 4 * (MODEL_KINDS[config.train.model].num_parameters(shape) + copied)
+
+
+def token_bytes(vocab_size: int) -> int:
+    """Of a token of a text: see gpt.text.dataset."""
+    return 1 if vocab_size <= 2**8 else 2 if vocab_size <= 2**16 else 4
