@@ -133,6 +133,16 @@ def startup(files: list[dict]) -> str:
     return table("Start-up, from a fresh interpreter (`python bench/startup.py`):", "until | time", rows)
 
 
+def memory(files: list[dict]) -> str:
+    rows = [f"{r['shape']} | {r['measured_mb']} MB | {r['foreseen_mb']} MB | {r['ratio']:.2f}" for r in rows_of(files)]
+    return table(
+        "The memory of a run of `train.py` on two cores (`python bench/memory.py`): what its processes held at their"
+        " peak, and what was foreseen from its configuration.",
+        "shape | measured | foreseen | ratio",
+        rows,
+    )
+
+
 def gpu_train_step(files: list[dict]) -> str:
     header = (
         "preset | precision | CUDA graph | against | our step | its step | ratio | tokens/s | our memory | its memory"
@@ -181,7 +191,7 @@ def gpu_training(files: list[dict]) -> str:
     return table("Whole runs of `train.py`, evaluations and checkpoints included:", header, rows)
 
 
-TABLES = {"train_step": train_step, "generate": generate, "ops": ops, "startup": startup}
+TABLES = {"train_step": train_step, "memory": memory, "generate": generate, "ops": ops, "startup": startup}
 GPU_TABLES = {
     "train_step": gpu_train_step, "generate": gpu_generate, "agreement": gpu_agreement, "training": gpu_training
 }  # fmt: skip

@@ -45,6 +45,7 @@ from turns import (
 from gpt.config import Config
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
+from gpt.plan import step_flops, step_tokens
 from gpt.text.tokenizers import ByteTokenizer
 from tensorlite import BackendError, get_backend
 from tensorlite.optim import learning_rate
@@ -186,19 +187,6 @@ def peak_memory_mb(worker: subprocess.Popen, seconds: float) -> float:
             peak = max(peak, memory_mb(worker.pid))
             time.sleep(0.005)
     return peak
-
-
-def step_tokens(config: Config) -> int:
-    return config.train.batch_size * config.train.gradient_accumulation_steps * config.gpt.block_size
-
-
-def step_flops(config: Config) -> float:
-    """Floating-point operations of the matrix products of one step: 6 per weight and token (forward, and two products
-    backward), and 12 per layer, channel and pair of positions for attention (full, not only its causal half)."""
-    shape = config.gpt
-    weights = shape.n_layer * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd
-    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
-    return step_tokens(config) * (6.0 * weights + attention)
 
 
 def sgemm_flops_per_second(config: Config) -> float:

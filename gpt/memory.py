@@ -81,9 +81,7 @@ def _advice(config: Config, needs: Callable[[Config], Needs], fixed: Set[str] = 
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
     whole = needs(config)
     spare = WORTH_IT * whole.total
-    helping = [
-        key for key, value in able.items() if whole.total - needs(config.updated({key: value})).total >= spare
-    ]
+    helping = [key for key, value in able.items() if whole.total - needs(config.updated({key: value})).total >= spare]
     lower = [as_option(key) for key in helping if key != "vocab_size"]
     ways = ["use --tokenizer byte"] if "vocab_size" in helping else []
     ways += [f"lower {' or '.join(lower)}"] if lower else []

@@ -1,7 +1,7 @@
 """What a run needs of the memory at its peak, part by part, counted before it begins from what the ops keep.
 
-`python bench/memory.py` holds the CPU's figures against whole runs. The GPU's are derived from the code in the same way,
-and have not been measured.
+`python bench/memory.py` holds the CPU's figures against whole runs. The GPU's are derived from the code in the same
+way, and have not been measured.
 """
 
 from dataclasses import asdict, dataclass
@@ -50,7 +50,8 @@ class Needs:
 
 
 def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0, dtype: str = "float32") -> Needs:
-    """What training takes of the machine's memory, or of the GPU's.
+    """What training takes of the machine's memory, or of the GPU's, when it begins anew: one that is resumed holds the
+    checkpoint too, before its first step.
 
     workers: at most; each has a micro-batch at least. text: its characters, where they are known. dtype: of
     activations.
@@ -79,7 +80,7 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     )
     if gpu:
         return needs
-    reading = int((1 + 0.9) * symbol * text)  # itself, and the part that is being encoded
+    reading = int((2 - train.val_fraction) * symbol * text)  # itself, and the part that is being encoded
     later = needs.total - needs.libraries - needs.text
     return Needs(**asdict(needs) | {"text": needs.text + max(0, reading - later)})
 
@@ -99,7 +100,7 @@ def sampling_needs(config: Config, samples: int, read: int, tokens: int = SAMPLE
 
 
 def micro_batch_needs(config: Config, rows: int, gpu: bool = False, dtype: str = "float32") -> int:
-    """Bytes of the largest moment of a micro-batch of so many rows, forward and backward."""
+    """Bytes at the peak of a micro-batch of so many rows, forward and backward, whichever op has it."""
     shape = config.gpt
     n, C, V = rows * shape.block_size, shape.n_embd, shape.vocab_size  # noqa: N806
     size = 2 if dtype == "bfloat16" else 4
@@ -107,45 +108,43 @@ def micro_batch_needs(config: Config, rows: int, gpu: bool = False, dtype: str =
     if not MODEL_KINDS[config.train.model].num_layers(shape):  # logits, or probabilities; their gradient; the table's
         return max(2 * logits, logits + 4 * V * V + (0 if gpu else logits + 8 * min(n, V) * V))
     x = size * n * C  # an array of the residual stream's shape
-    scores, block, mask = _attention(shape, rows, gpu, dtype)
-    copies = 2 * 12 * C * C if dtype == "bfloat16" else 0  # of the weights
+    scores, block = _attention(shape, rows, gpu, dtype)
+    copied = 2 if dtype == "bfloat16" else 0  # bytes of a product's weight, which is rounded for it
     # What a layer keeps: two norms' normalised inputs and results, queries, keys and values, what attention gathers,
     # the feed-forward layer's, the masks of two dropouts, and numbers for each row.
     inner, dropped = KEPT[shape.activation] * x, n * C * bool(shape.dropout)
-    layer = 8 * x + inner + scores + 2 * dropped + 16 * n + copies
-    kept, tied = shape.n_layer * layer + dropped, table * shape.tie_weights
+    layer = 8 * x + inner + scores + 2 * dropped + 16 * n + copied * 12 * C * C
+    kept, tied = shape.n_layer * layer + dropped + copied * V * C, table * shape.tie_weights
     forward = (9 if gpu else FORWARD[shape.activation]) * x
     backward = max(BACKWARD[shape.activation] * x, 5 * x + 16 * C * C)  # the product's gradient comes first
-    moments = {
-        "attention of the last layer": kept - 2 * x - inner + 2 * x + mask,
+    peaks = {
         "feed-forward of the last layer": kept - inner + forward,
         "loss: logits and probabilities, or the latter and their gradient": kept + 2 * x + 2 * logits,
         "head, backward": kept + 3 * x + logits + table,
         "feed-forward of the last layer, backward": kept + backward + tied,
-        "attention of the last layer, backward": kept - x - inner + 6 * x + 2 * block + tied,
+        "attention of the last layer, backward": kept - inner + 5 * x + 2 * block + tied,
         "token table, backward": 3 * x + table + 2 * tied,  # the head's gradient, this one's, and their sum
     }
-    return max(moments.values())
+    return max(peaks.values())
 
 
-def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int, int, int]:
-    """Bytes of what attention keeps of its scores in a layer; of those of one block of queries; and of the mask of its
-    dropout where that is not kept."""
+def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int, int]:
+    """Bytes of what attention keeps of its scores in a layer, and of the scores of one block of queries."""
     T, heads, dropout = shape.block_size, rows * shape.n_head, bool(shape.dropout)  # noqa: N806
-    mask = heads * T * T * dropout
+    mask = heads * T * T * dropout  # on the CPU it is gone once it has been used, before there is as much of the rest
     if gpu and dtype == "bfloat16" and shape.n_embd // shape.n_head in FLASH_HEADS:
-        return 4 * heads * T + mask, 0, 0  # a number per query
+        return 4 * heads * T + mask, 0  # a number per query
     if gpu:
         scores = (2 if dtype == "bfloat16" else 4) * heads * T * T
-        return scores * (1 + dropout) + mask, scores, 0
-    queries = min(T, max(32, T // 8))  # the CPU's blocks, each with the keys that its last query sees
+        return scores * (1 + dropout) + mask, scores
+    queries = min(T, max(32, T // 8))  # of a block, which has the keys that its last query sees
     seen = sum(min(queries, T - start) * min(T, start + queries) for start in range(0, T, queries))
-    return 4 * heads * seen * (1 + dropout), 4 * heads * queries * T, mask
+    return 4 * heads * seen * (1 + dropout), 4 * heads * queries * T
 
 
 def _counting(vocab_size: int, text: int) -> int:
-    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the
-    text, a third while the next one is made, and three tables."""
+    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the text, a third
+    while the next ones are made, and three tables."""
     tables = 3 * vocab_size**2 if vocab_size <= MAX_BIGRAM_VOCAB else 0
     return 8 * (min(2 * text, 3 * PIECE) + tables)
 

@@ -10,6 +10,7 @@ import gpu
 import gpu_parts
 import gradcheck_study
 import kernel_profile
+import memory
 import numpy as np
 import ops
 import pytest
@@ -24,6 +25,7 @@ import tensorlite.backends
 from gpt.config import Config, GPTConfig, TrainConfig
 from gpt.device import Device
 from gpt.models.kinds import build_model
+from gpt.needs import run_needs
 from gpt.training.cpu_trainer import CPUTrainer
 from tensorlite import Tensor
 
@@ -53,6 +55,10 @@ RESULTS = {
     "ops.json": {
         "results": [],
         "overhead": {"add": {"numpy_us": 0.3, "forward_us": 1.2, "no_grad_us": 0.7, "backward_us": 1.05}},
+        "date": "2026-01-02",
+    },
+    "memory.json": {
+        "results": [{"shape": "tiny", "measured_mb": 100, "foreseen_mb": 104, "ratio": 1.04, "parts_mb": {}}],
         "date": "2026-01-02",
     },
     "startup.json": {
@@ -138,6 +144,7 @@ def test_every_kind_of_result_is_shown(results):
         "| `tiny` | 0.2 | torch.compile | 12.3 ms | 24.7 ms | 2.00x (1.90 to 2.20) | 50 MB | 300 MB | 50% |",
         "| `tiny` | 1 | 2 | 1,234 | 100 | 617 | 2.00x (2.00 to 2.00) |",
         "| `add` | 0.30 | +1.20 | +0.70 | +1.05 |",
+        "| tiny | 100 MB | 104 MB | 1.04 |",
         "| import numpy | 100 ms |",
         "| import tensorlite | 110 ms, 1.10 times NumPy's |",
     ):
@@ -156,6 +163,23 @@ def test_a_result_may_be_absent(results):
     for path in results.glob("[!s]*.json"):
         path.unlink()
     assert report.performance(results).count("\n|---|") == 1
+
+
+def test_foreseen_memory_is_that_of_the_runs_that_were_measured():
+    """Within 20 %, and foreseen so today."""
+    rows = json.loads((report.RESULTS / "memory.json").read_text())["results"]
+    assert [row["shape"] for row in rows] == list(memory.SHAPES)
+    for row in rows:
+        needs = run_needs(memory.config_of(row["shape"]), workers=2, text=memory.CHARACTERS)
+        assert row["foreseen_mb"] == round(needs.total / 2**20)
+        assert 0.8 < row["foreseen_mb"] / row["measured_mb"] < 1.2, row
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process holds")
+def test_a_run_is_measured(monkeypatch):
+    monkeypatch.setattr(memory, "CHARACTERS", 3000)
+    tiny = {"n_layer": 1, "batch_size": 2, "micro_batch_size": 1, "max_iters": 1, "eval_iters": 1}
+    assert 40 < memory.measured_mb("little-shakespeare", tiny, 20, threads=2) < 100
 
 
 def test_the_command_checks_and_rewrites(results, monkeypatch, capsys):

@@ -1,12 +1,20 @@
-"""Advice when the memory is too small: options that exist for the model at hand, may still change, and help."""
+"""What a run needs of the memory, counted before it begins, against NumPy's own account; and the advice when there is
+too little: options that exist for the model at hand, may still change, and help."""
 
 import re
+import tracemalloc
+from dataclasses import asdict
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from gpt.config import load_preset
 from gpt.errors import UserError
-from gpt.memory import check_memory, memory_explained
+from gpt.memory import check_memory, check_sampling, memory_explained
+from gpt.models.kinds import build_model
+from gpt.needs import micro_batch_needs, run_needs, sampling_needs
+from tensorlite import grad, random
 
 GIB = 2**30
 RESUMED = {"n_layer", "n_embd", "block_size", "vocab_size", "tokenizer", "data"}
@@ -15,8 +23,8 @@ RESUMED = {"n_layer", "n_embd", "block_size", "vocab_size", "tokenizer", "data"}
 class Machine:
     """A backend with this much memory."""
 
-    def __init__(self, name: str, gib: int):
-        self.name, self.memory_size = name, lambda: gib * GIB
+    def __init__(self, name: str, gib: float):
+        self.name, self.memory_size = name, lambda: int(gib * GIB)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +75,115 @@ def test_memory_that_runs_out_is_explained(preset, changes, how, advice):
         memory_explained(config, **{"cpu": True, "text": 0, "fixed": set()} | how),
     ):
         raise MemoryError("no more")
+
+
+# --- what is foreseen ---
+
+# A preset, what is changed in it, and which moment of a micro-batch is then the largest.
+SHAPES = {
+    "feed-forward, forward": ("nanogpt-cpu", {}),
+    "feed-forward, forward, of one layer": ("nanogpt-cpu", {"activation": "gelu_tanh", "n_layer": 1}),
+    "feed-forward, backward": ("little-shakespeare", {}),
+    "feed-forward, backward, with dropout": ("little-shakespeare", {"dropout": 0.2}),
+    "feed-forward, backward, its weights": ("lecture", {"n_layer": 1, "block_size": 64, "dropout": 0.0}),
+    "attention, backward, with dropout": (
+        "nanogpt-cpu",
+        {"n_head": 64, "n_layer": 2, "dropout": 0.1, "activation": "relu"},
+    ),
+    "attention, backward": ("nanogpt-cpu", {"n_head": 32, "block_size": 96, "n_layer": 1, "activation": "relu"}),
+    "loss": ("nanogpt-cpu", {"vocab_size": 3000}),
+    "head, backward": ("nanogpt-cpu", {"vocab_size": 9000, "micro_batch_size": 1, "tie_weights": False}),
+    "token table, backward": ("nanogpt-cpu", {"vocab_size": 9000, "micro_batch_size": 1}),
+    "table of pairs": ("bigram", {"vocab_size": 2000, "batch_size": 4}),
+}
+
+
+def peak(work) -> int:
+    """Bytes that work() takes at most."""
+    with threadpool_limits(1, user_api="blas"):
+        tracemalloc.start()
+        work()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return size
+
+
+@pytest.mark.parametrize("moment", SHAPES)
+def test_a_micro_batch_takes_what_is_foreseen(moment):
+    preset, changes = SHAPES[moment]
+    config = load_preset(preset).updated({"vocab_size": 65} | changes)
+    model, size = build_model(config.train.model, config.gpt, 0), config.train.micro_batch_size or 4
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(config.gpt.vocab_size, size=(2, size, config.gpt.block_size))
+
+    def step():
+        with random.scope(0):
+            grad(model(x, y)[1] * 0.5, model.parameters(), deposit=lambda k, g: None)
+
+    assert micro_batch_needs(config, size) == pytest.approx(peak(step), rel=0.06)
+
+
+@pytest.mark.parametrize("preset", ["nanogpt-cpu", "lecture", "bigram"])
+def test_sampling_takes_what_is_foreseen(preset):
+    config = load_preset(preset).updated({"vocab_size": 500 if preset == "bigram" else 65})
+    ids = np.zeros((4, config.gpt.block_size // 2), np.int64)
+
+    def sample():
+        build_model(config.train.model, config.gpt, 0).generate(ids, 3)
+
+    assert sampling_needs(config, *ids.shape, tokens=3) == pytest.approx(peak(sample), rel=0.2)
+
+
+def test_more_of_anything_takes_more():
+    config = load_preset("shakespeare-char").updated({"vocab_size": 65})
+
+    def total(changes=(), **how) -> int:
+        return run_needs(config.updated(dict(changes)), **how).total
+
+    assert total() < total(text=10**8) < total(text=10**9)
+    assert total() < total(workers=2) < total(workers=8) < total(workers=32) == total(workers=33)
+    assert total(gpu=True, dtype="bfloat16") < total(gpu=True)
+    assert total(gpu=True) == total(gpu=True, workers=8)
+    for gpu in (False, True):
+        for changes in ({"dropout": 0.0}, {"n_head": 3}, {"bias": False, "activation": "relu"}, {"block_size": 128}):
+            assert total(changes, gpu=gpu) < total({"activation": "gelu_tanh"}, gpu=gpu)
+    assert total({"gradient_accumulation_steps": 4}, gpu=True) < 1.1 * total(gpu=True)
+
+
+def test_the_parts_make_up_the_whole():
+    config = load_preset("nanogpt-cpu").updated({"vocab_size": 65})
+    parts = asdict(run_needs(config, workers=2, text=10**6))
+    assert parts.pop("workers") == 2
+    assert run_needs(config, workers=2, text=10**6).total == (
+        sum(parts.values()) + parts["activations"] + parts["indices"]
+    )
+    assert parts["weights"] == parts["gradients"] == parts["moments"] / 2 == 4 * config.gpt.num_parameters()
+
+
+def test_reading_a_text_may_take_more_than_training_on_it():
+    config = load_preset("little-shakespeare").updated({"vocab_size": 65})
+    small, large = (run_needs(config, text=text) for text in (10**6, 10**9))
+    assert small.text == 10**6  # a byte a character
+    assert large.total - large.libraries == pytest.approx(2.9e9)  # and itself, and the part that is encoded
+    assert run_needs(config.updated({"vocab_size": 300}), text=10**6).text == 2 * 10**6
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy"])
+def test_what_may_fit_is_not_refused(name):
+    config = load_preset("shakespeare-char").updated({"vocab_size": 65, "n_layer": 100, "n_embd": 768})
+    needed = run_needs(config, name != "numpy", workers=2).total / GIB
+    check_memory(config, Machine(name, 0.81 * needed), workers=2)
+    with pytest.raises(UserError, match="parameters and 16,384 tokens per step need"):
+        check_memory(config, Machine(name, 0.79 * needed), workers=2)
+
+
+def test_samples_that_cannot_fit_are_refused_with_what_helps():
+    config = load_preset("shakespeare-char").updated({"vocab_size": 65})
+    check_sampling(config, Machine("numpy", 4), 10, 200, 500)
+    for args, advice in (
+        ((10_000, 200, 500), "lower --num-samples"),
+        ((1, 200, 10**9), "lower --max-new-tokens"),
+        ((1, 10**9, 500), "shorten the prompt"),
+    ):
+        with pytest.raises(UserError, match=rf" need [\d,]+ GiB and there are 4: .*{advice}"):
+            check_sampling(config, Machine("numpy", 4), *args)
