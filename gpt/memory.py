@@ -74,13 +74,14 @@ def memory_explained(
 
 
 def _advice(config: Config, needs: Callable[[Config], Needs], fixed: Set[str] = frozenset()) -> str:
-    """The options that help: each which alone, at its least, saves a good share of what config `needs`."""
+    """The options that help: each which alone, at its least, saves a good share of what config `needs` beside the
+    libraries."""
     least = dict.fromkeys(_COUNTS, 1)
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
     now, fixed = vars(config.gpt) | vars(config.train), fixed | MODEL_KINDS[config.train.model].ignored
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
     whole = needs(config)
-    spare = WORTH_IT * whole.total
+    spare = WORTH_IT * (whole.total - whole.libraries)
     helping = [key for key, value in able.items() if whole.total - needs(config.updated({key: value})).total >= spare]
     lower = [as_option(key) for key in helping if key != "vocab_size"]
     ways = ["use --tokenizer byte"] if "vocab_size" in helping else []

@@ -80,7 +80,8 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     )
     if gpu:
         return needs
-    reading = int((2 - train.val_fraction) * symbol * text)  # itself, and the part that is being encoded
+    # Itself, the part that is encoded, and what is made of a piece of it on the way.
+    reading = int((2 - train.val_fraction) * symbol * text) + 17 * min(PIECE, text)
     later = needs.total - needs.libraries - needs.text
     return Needs(**asdict(needs) | {"text": needs.text + max(0, reading - later)})
 
@@ -143,8 +144,9 @@ def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int,
 
 
 def _counting(vocab_size: int, text: int) -> int:
-    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the text, a third
-    while the next ones are made, and three tables."""
+    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the text, a
+    third while the next ones are made, and three tables. That holds for texts that people write, in which few of all
+    pairs occur."""
     tables = 3 * vocab_size**2 if vocab_size <= MAX_BIGRAM_VOCAB else 0
     return 8 * (min(2 * text, 3 * PIECE) + tables)
 
