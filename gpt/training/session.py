@@ -16,9 +16,10 @@ from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
+from gpt.text.bpe import read_tokenizer
 from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
+from gpt.text.tokenizers import kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.interrupt import InterruptOnce
@@ -112,11 +113,17 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
     """A new run. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
     backend, cores = tl.get_backend(device.backend), device.cores
-    least = config.gpt.vocab_size if config.train.tokenizer == "bpe" else 1
+    train, file = config.train, None
+    if kind_of(train.tokenizer) == "file":
+        file = read_tokenizer(train.tokenizer)
+    least = file.vocab_size if file else config.gpt.vocab_size if train.tokenizer == "bpe" else 1
     check_memory(config.updated({"vocab_size": least}), backend, cores)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = _make_tokenizer(config, text)
-    settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
+    split = split_at(text, train.val_fraction)
+    tokenizer = file or make_tokenizer(train.tokenizer, text.text, split, config.gpt.vocab_size)
+    if file and (changes := file.changes(text.text)):
+        say(f"warning: {train.tokenizer} does not give every text back: {changes}")
+    settings = {"data": text.source, "tokenizer": located(train.tokenizer)}
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
     check_memory(config, backend, cores, len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
@@ -171,14 +178,6 @@ def _load_text(config: Config) -> Text:
     if text.note:
         say(text.note)
     return text
-
-
-def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
-    train = config.train
-    tokenizer = make_tokenizer(train.tokenizer, text.text, split_at(text, train.val_fraction), config.gpt.vocab_size)
-    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
-        say(f"warning: {train.tokenizer} does not give every text back: {changes}")
-    return tokenizer
 
 
 def _check_dropout(p: float) -> None:
