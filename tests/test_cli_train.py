@@ -247,7 +247,7 @@ def test_what_a_run_prints_and_leaves(finished):
         r"text: text.txt; [\d,]+ tokens to train on, [\d,]+ to validate\n"
         rf"model: gpt, {parameters:,} parameters; numpy on \d+ cores?\n"
         r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
-        r"run: run\n(step \d+: train loss N, val loss N\n)+"
+        r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n(step \d+: train loss N, val loss N\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
         r"best val loss N; more text: python sample.py --model run\n".replace("N", r"\d\.\d{4}"),
         out,

@@ -6,6 +6,8 @@ import pytest
 from scripts import assert_same_run, log, run, train
 
 from gpt.checkpoint import load_checkpoint
+from gpt.config import TrainConfig
+from gpt.training.forecast import duration, forecast
 
 QUICK = ("--max-iters=12", "--eval-interval=3")
 
@@ -71,3 +73,40 @@ def test_the_final_sample_is_the_best_models(cwd):
     options = ("--max-new-tokens=500", "--temperature=1", "--model=run", "--out=text")
     run("sample.py", *options, cwd=cwd)
     assert (cwd / "text").read_text() == (cwd / "run/sample.txt").read_text()
+
+
+# --- how long it takes ---
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (0, "0.0 ms"), (2e-4, "0.2 ms"), (0.0124, "12 ms"), (0.98, "980 ms"), (1.04, "1.0 s"), (9.96, "10 s"), (89, "89 s"),
+    (90, "1.5 min"), (5399, "90 min"), (5400, "1.5 h"), (172799, "48 h"), (300000, "3.5 days"),
+])  # fmt: skip
+def test_durations_are_said_in_the_unit_that_suits_them(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(("step", "evaluated", "interval", "last", "expected"), [
+    (0, -1, 3, 12, [0, 3, 6, 9, 12]), (0, -1, 5, 12, [0, 5, 10, 12]), (5, 5, 5, 12, [10, 12]), (7, 5, 5, 12, [10, 12]),
+    (10, 5, 5, 12, [10, 12]), (12, 10, 5, 12, [12]), (0, -1, 9, 0, [0]), (20, 20, 5, 12, []),
+])  # fmt: skip
+def test_the_evaluations_that_are_left_are_counted(step, evaluated, interval, last, expected):
+    left = forecast(TrainConfig(eval_interval=interval, max_iters=last), step, evaluated, (1.0, 100.0))
+    assert (left.evaluations, left.steps) == (len(expected), max(0, last - step))
+    assert left.seconds == left.steps + 100 * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "advice"), [(1.0, ""), (40.0, "--eval-iters 20 instead of 200 would save 6.6 min")]
+)
+def test_evaluations_that_take_long_are_named(evaluation, advice):
+    config = TrainConfig(max_iters=5000, eval_interval=500)
+    said = forecast(config, 0, -1, (0.02, evaluation)).described(config)
+    assert said.startswith(f"about {duration(100 + 11 * evaluation)}: 5,000 steps of 20 ms, 11 evaluations of ")
+    assert said.endswith(advice or duration(evaluation))
+
+
+def test_a_run_says_how_long_it_takes_before_its_first_evaluation(cwd):
+    before, said, _ = train(cwd, *QUICK, "--out=run").stdout.partition("\ntime: about ")
+    assert said
+    assert "step 0" not in before

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from gpt.config import TrainConfig
 from gpt.models.language_model import LanguageModel
 from gpt.text.dataset import Dataset
-from gpt.training.trainer import Trainer
+from gpt.training.trainer import Trainer, seconds_of
 from gpt.training.workers import Worker, Workers
 from tensorlite import grad, random
 
@@ -53,6 +53,10 @@ class CPUTrainer(Trainer):
 
     def _run_evaluation(self, tell) -> None:
         self._workers.run("evaluate", tell=tell)
+
+    def rehearse(self) -> tuple[float, float]:
+        step = seconds_of(lambda: self._workers.run("gradients", self.step))
+        return step, super().rehearse()[1] / self.threads
 
     # -- the workers' jobs; a diverging loss is for the caller to report, NumPy's warnings on the way say no more --
 

@@ -21,6 +21,7 @@ from gpt.text.dataset import Dataset, make_dataset, optima
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TimeUpError, TrainingLoop
@@ -56,6 +57,8 @@ class Session:
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
                 self.checkpoint = None  # what it held is in the trainer, and need not be held twice
+            left = forecast(self.config.train, progress.step, progress.evaluated_step, trainer.rehearse())
+            say(f"time: {left.described(self.config.train)}")
             reason = TrainingLoop(trainer, self.folder, self.config, progress, deadline).run(interrupts)
             if reason is not None:
                 return self._stopped(reason, trainer.step)
