@@ -7,7 +7,9 @@ from pathlib import Path
 from gpt.checkpoint import Checkpoint, Progress, save_checkpoint
 from gpt.config import Config
 from gpt.errors import UserError
+from gpt.generate import write_text
 from gpt.terminal import OutputError
+from gpt.text.tokenizers import readable
 from gpt.training.interrupt import InterruptOnce, hold_interrupts
 from gpt.training.report import Reporter
 from gpt.training.run_folder import RunFolder
@@ -17,14 +19,25 @@ from tensorlite import backend_of
 from tensorlite.backends import explain_memory_error
 
 SAVE_SECONDS = 600.0  # a checkpoint at least this often, however far apart the evaluations are
+SAMPLE_TOKENS = 200  # of what is written on the way
+
+
+class TimeUpError(Exception):
+    """The time that this invocation was given is over."""
 
 
 class TrainingLoop:
-    """Takes `trainer` from where it is to max_iters, writing into `folder`."""
+    """Takes `trainer` from where it is to max_iters, writing into `folder`.
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, config: Config, progress: Progress):
+    deadline: of time.monotonic(), after which it stops at the next step.
+    """
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, config: Config, progress: Progress, deadline: float = math.inf
+    ):
         self.trainer, self.folder, self.config, self.progress = trainer, folder, config, progress
         self.max_iters, self.eval_interval = config.train.max_iters, config.train.eval_interval
+        self.deadline = deadline
         self.report = Reporter(trainer.step, self.max_iters)
         self.started = time.monotonic() - progress.seconds
         self.saved, self.saved_step = time.monotonic(), None
@@ -32,12 +45,12 @@ class TrainingLoop:
         self.loss = self.grad_norm = None  # of the last step, on the device
 
     def run(self, interrupts: InterruptOnce) -> BaseException | None:
-        """Train to the end: None. What stops it before that is returned once the state is saved: a signal, an output
-        that takes nothing more, a worker that was killed, too little memory."""
+        """Train to the end: None. What stops it before is returned once the state is saved: a signal, the deadline, an
+        output that takes nothing more, a worker that was killed, too little memory."""
         try:
             self._run(interrupts)
             return None
-        except (KeyboardInterrupt, OutputError, WorkerLostError, MemoryError) as reason:
+        except (KeyboardInterrupt, TimeUpError, OutputError, WorkerLostError, MemoryError) as reason:
             if not self.trainer.whole:
                 raise
             with hold_interrupts():
@@ -55,8 +68,12 @@ class TrainingLoop:
                 self._evaluate()
             elif time.monotonic() - self.saved > SAVE_SECONDS:
                 self._save_last()
-            if step >= self.max_iters:
+            if self.config.train.sample_interval and step % self.config.train.sample_interval == 0:
+                self._sample()
+            if step >= self.max_iters or self._is_over():
                 return
+            if time.monotonic() >= self.deadline:
+                raise TimeUpError
             start = time.monotonic()
             self.loss, self.grad_norm = self.trainer.train_step()
             if self.report.due():
@@ -76,7 +93,11 @@ class TrainingLoop:
             raise self._diverged(f"the loss became {result.val_loss}")
         with hold_interrupts():  # or the log, the progress and the two checkpoints could disagree
             progress.evaluated_step = trainer.step
-            self.folder.append_log(self._log_row(result))
+            self.folder.append(self.folder.log, self._log_row(result))
+            if progress.loss_to_beat is None or result.val_loss < progress.loss_to_beat - _or_0(result.val_stderr):
+                progress.loss_to_beat, progress.stale = result.val_loss, 0
+            else:
+                progress.stale += 1
             if progress.best_val_loss is None or result.val_loss < progress.best_val_loss:
                 progress.best_val_loss = result.val_loss
                 self._save(self.folder.best, for_resume=False)
@@ -89,6 +110,21 @@ class TrainingLoop:
         data = self.trainer.dataset
         per_byte = "" if data.tokenizer.kind == "char" else f", {data.val.bits_per_byte(val_loss):.3f} per byte"
         return f"{data.val.bits_per_character(val_loss):.3f} bits per character{per_byte}"
+
+    def _is_over(self) -> bool:
+        """Whether patience has run out."""
+        patience = self.config.train.patience
+        if not 0 < patience <= self.progress.stale:
+            return False
+        worse = f"no evaluation of the last {self.progress.stale} was better than {self.progress.loss_to_beat:.4f}"
+        self.report.line(f"stopped at step {self.trainer.step}: {worse} by its standard error (--patience {patience})")
+        return True
+
+    def _sample(self) -> None:
+        trainer, step = self.trainer, self.trainer.step
+        text = write_text(trainer.model, trainer.dataset.tokenizer, SAMPLE_TOKENS, self.config.train.seed)
+        self.folder.append(self.folder.samples, {"step": step, "text": text})
+        self.report.text(f"--- sample at step {step} ---\n{readable(text).strip()}\n--------------\n")
 
     def _log_row(self, result) -> dict:
         trainer, data = self.trainer, self.trainer.dataset
@@ -151,3 +187,8 @@ class TrainingLoop:
             f"{what} by step {self.trainer.step}: lower --learning-rate or set --grad-clip 1;"
             f" the last good state is in {self.folder.path}"
         )
+
+
+def _or_0(stderr: float) -> float:
+    """0 for that of a single batch, which is not known."""
+    return stderr if math.isfinite(stderr) else 0.0
