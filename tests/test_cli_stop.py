@@ -214,9 +214,9 @@ def test_reader_of_the_output_goes_away(cwd):
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("lines", range(7))
+@pytest.mark.parametrize("lines", range(8))
 def test_output_that_fails_loses_nothing(session, copy, monkeypatch, capsys, number, lines):
-    """After so many lines: five of introduction, then evaluations at steps 24 and 30."""
+    """After so many lines: six of introduction, then evaluations at steps 24 and 30."""
 
     class Output(io.StringIO):
         def flush(self):
@@ -228,8 +228,8 @@ def test_output_that_fails_loses_nothing(session, copy, monkeypatch, capsys, num
         session.run()
     assert stop.value.status == (128 + signal.SIGPIPE if number == errno.EPIPE else 2)
     step = load_checkpoint(copy / "last.safetensors").progress.step
-    assert step == log(copy)[-1]["step"] == (20 if lines < 5 else 6 * (lines - 1))
-    assert ("stopped and saved after step" in capsys.readouterr().err) == (lines >= 5)
+    assert step == log(copy)[-1]["step"] == (20 if lines < 6 else 6 * (lines - 2))
+    assert ("stopped and saved after step" in capsys.readouterr().err) == (lines >= 6)
 
 
 def test_terminal_that_vanishes(cwd):
