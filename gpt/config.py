@@ -35,6 +35,9 @@ class TrainConfig:
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
+    init_from: str | None = option(
+        None, "weights to start from, and their shape: a run, a checkpoint, or a folder or file with a GPT-2"
+    )
     tokenizer: str = option("char", "symbols: the text's characters, or the bytes of any file", choices=TOKENIZERS)
     val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)

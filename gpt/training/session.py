@@ -21,6 +21,7 @@ from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.initial import Initial
 from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TrainingLoop
 from gpt.training.run_folder import RunFolder
@@ -28,6 +29,7 @@ from gpt.training.trainer import Trainer
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
+FIXED_INITIALLY = FIXED - {"block_size", "val_fraction"}  # with --init-from
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Session:
     def run(self) -> int:
         """Train, sample, and return the exit status."""
         text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
-        fixed = FIXED | {"data"} if self.checkpoint else set()
+        fixed = FIXED | {"data"} if self.checkpoint else FIXED_INITIALLY if self.config.train.init_from else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run()
 
@@ -104,19 +106,27 @@ class Session:
         show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
-def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
-    """A new run. Nothing is written before everything has been checked."""
+def start_session(
+    config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
+) -> Session:
+    """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
-    backend, cores = tl.get_backend(device.backend), device.cores
-    check_memory(
-        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
-    )  # before a text is made for it
+    backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
+    known = config.gpt if initial else replace(config.gpt, vocab_size=1)
+    check_memory(Config(known, config.train), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = make_tokenizer(config.train.tokenizer, text.text)
+    make = initial.tokenizer_for if initial else make_tokenizer
+    tokenizer = make(config.train.tokenizer, text.text)
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
-    check_memory(config, backend, cores, len(text.text))
+    check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
+    if initial:
+        model = initial.build_model(config.gpt, tokenizer)
+        say(f"weights: {initial.path}")
+        say(initial.described(tokenizer))
+    else:
+        model = build_model(config.train.model, config.gpt, config.train.seed)
+    model = device.place(model, config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
