@@ -62,8 +62,8 @@ class TensorFile:
             raise ValueError("its metadata are no texts")
 
     def shapes(self, stored: Collection[str] = ("F32",)) -> dict[str, tuple[int, ...]]:
-        """By name, of arrays that are `stored` in one of these ways. The values are all that follows the header, so that
-        no shape can ask for more than there is."""
+        """By name, of arrays that are all `stored` in one of these ways. The values are what follows the header: no
+        shape can ask for more than there is."""
         places, end = {name: _place(name, entry, stored) for name, entry in self._entries.items()}, 0
         for start, stop, _ in sorted(places.values()):
             if start != end:

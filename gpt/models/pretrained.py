@@ -46,6 +46,7 @@ ONLY = {  # the one value that is computed here, which a file without the option
 }
 TABLE, POSITIONS, HEAD = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
 ATTENTION = "transformer.h.0.attn.c_attn.weight"
+TELLING = (TABLE, POSITIONS, ATTENTION)  # the shape
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # what torch.compile and its data parallelism put before each name
 MASKS = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # constants among the weights of older files
 MATRICES = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
@@ -90,14 +91,12 @@ def find_pretrained(path: Path, n_head: int | None = None) -> Pretrained:
     settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
     _check_settings(settings, folder / SETTINGS)
     tensors = _list_tensors(files)
-    if any(len(tensors[name].shape) != 2 if name in tensors else True for name in (TABLE, POSITIONS, ATTENTION)):
-        raise _strange(path, tensors, {name: "a matrix" for name in (TABLE, POSITIONS, ATTENTION)})
+    if not all(name in tensors and len(tensors[name].shape) == 2 for name in TELLING):
+        raise _strange(path, tensors, dict.fromkeys(TELLING, "a matrix"))
     rows, columns = tensors[ATTENTION].shape
     transposed = rows < columns  # of the one matrix that tells: three times as many outputs as inputs
     if transposed and not settings:
-        raise UserError(
-            f"{path} has GPT-2's weights, but {folder} no {SETTINGS} to say how they are used: put it there"
-        )
+        raise UserError(f"{path} has the weights of a GPT-2 and no {SETTINGS} beside it: put that there too")
     shape = _deduce(path, tensors, settings, transposed, n_head)
     _check_tensors(path, tensors, shape, transposed)
     tied = settings.get("tie_word_embeddings", True if transposed else None)
@@ -216,7 +215,7 @@ def _deduce(path: Path, tensors: dict[str, _Found], settings: dict, transposed: 
 
 
 def _check_tensors(path: Path, tensors: dict[str, _Found], shape: GPTConfig, transposed: bool) -> None:
-    """UserError unless these are the tensors of a model of this shape, all of them but perhaps the head, and no more."""
+    """UserError unless these are the tensors of a model of this shape, all but perhaps the head, and no more."""
     expected = {name: parameter.shape for name, parameter in GPT(shape, seed=None).named_parameters()}
     if transposed:
         expected |= {name: size[::-1] for name, size in expected.items() if MATRICES.search(name)}
@@ -247,7 +246,7 @@ def _is_tied(path: Path, tensors: dict[str, _Found], said: object) -> bool:
     if HEAD not in tensors:
         if said is False:
             raise UserError(
-                f"{path} has no {HEAD}, and its {SETTINGS} says tie_word_embeddings false: use an intact one"
+                f"{path} has no {HEAD}, and tie_word_embeddings is false in its {SETTINGS}: use an intact one"
             )
         return True
     if said is False:

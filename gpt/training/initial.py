@@ -37,8 +37,8 @@ class Initial:
         kind = self.tokenizer.kind if self.tokenizer else options.get("tokenizer")
         if kind is None:
             raise UserError(
-                f"{self.path} has no {TOKENIZER} beside it, which tells what its {self.shape.vocab_size:,} symbols are: "
-                "put it there, or say --tokenizer char if they are the characters of --data in order, or byte"
+                f"{self.path} has no {TOKENIZER} beside it, which tells what its symbols are: put it there, or "
+                "say --tokenizer byte if they are bytes, or char if they are the characters of --data in order"
             )
         here = asdict(self.shape) | {"tokenizer": kind}
         for key in sorted(FIXED & options.keys() - MODEL_KINDS[self.model].ignored):
