@@ -21,6 +21,7 @@ from gpt.files import check_size, explained, read_regular
 from gpt.models.gpt import GPT
 from gpt.models.shape import GPTConfig
 from gpt.tensor_file import FLOAT32, INTEGERS, STORED, open_tensors
+from gpt.terminal import printable, shortened
 
 WEIGHTS, INDEX, SETTINGS, TOKENIZER = (
     "model.safetensors",
@@ -34,7 +35,7 @@ CONVERT = (  # clone: what is one tensor under two names cannot be saved
     " w = torch.load(sys.argv[1], map_location='cpu', weights_only=True);"
     " save_file({k: v.clone().contiguous() for k, v in w.get('model', w).items()}, sys.argv[2])"
 )
-MAX_JSON = 2**26  # bytes
+MAX_JSON = 2**22  # bytes
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 ONLY = {  # the one value that is computed here, which a file without the option means
     "model_type": "gpt2",
@@ -183,7 +184,9 @@ def _list_tensors(files: Iterable[Path]) -> dict[str, _Found]:
                 if MASKS.fullmatch(ours):
                     continue
                 if ours in tensors:
-                    raise UserError(f"{path}: {shown(name)} is there twice, also as {shown(tensors[ours].name)}")
+                    raise UserError(
+                        f"{path} has {_named(tensors[ours])} twice, also as {_named(_Found(path, name, shape))}"
+                    )
                 tensors[ours] = _Found(path, name, shape)
     return tensors
 
@@ -228,10 +231,10 @@ def _check_tensors(path: Path, tensors: dict[str, _Found], shape: GPTConfig, tra
 def _strange(path: Path, tensors: dict[str, _Found], expected: dict) -> UserError:
     """For tensors that are not as expected: the unknown, the missing and the misshapen in turns, each by its name."""
     kinds = (
-        [f"unknown {shown(found.name)}" for name, found in tensors.items() if name not in expected],
+        [f"unknown {_named(found)}" for name, found in tensors.items() if name not in expected],
         [f"no {name.removeprefix('transformer.')}" for name in expected if name not in tensors],
         [
-            f"{shown(tensors[name].name)} of shape {tensors[name].shape}, expected {size}"
+            f"{_named(tensors[name])} of shape {tensors[name].shape}, expected {size}"
             for name, size in expected.items()
             if name in tensors and tensors[name].shape != size
         ],
@@ -239,6 +242,10 @@ def _strange(path: Path, tensors: dict[str, _Found], expected: dict) -> UserErro
     problems = [problem for some in zip_longest(*kinds) for problem in some if problem]
     more = f"; and {len(problems) - MOST_NAMES} more" if len(problems) > MOST_NAMES else ""
     return UserError(f"{path} is no GPT-2, nor is it nanoGPT's: it has {'; '.join(problems[:MOST_NAMES])}{more}")
+
+
+def _named(found: _Found) -> str:
+    return shortened(printable(found.name))
 
 
 def _is_tied(path: Path, tensors: dict[str, _Found], said: object) -> bool:
@@ -257,7 +264,7 @@ def _is_tied(path: Path, tensors: dict[str, _Found], said: object) -> bool:
         same = all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in pieces)
     if said and not same:
         raise UserError(
-            f"{path}: {two.name} and {one.name} differ, and its {SETTINGS} does not say tie_word_embeddings false: "
+            f"{path}: {_named(two)} and {_named(one)} differ, and its {SETTINGS} does not say tie_word_embeddings false: "
             "add that if the model has a head of its own"
         )
     return same
@@ -270,6 +277,6 @@ def _read(found: _Found, shape: tuple[int, ...]) -> np.ndarray:
     with open_tensors(found.path) as file:
         for part, piece in file.read(found.name):
             if not np.isfinite(piece).all():
-                raise UserError(f"{found.path} cannot be used: {found.name} has values that are nan or infinite")
+                raise UserError(f"{found.path} cannot be used: {_named(found)} has values that are nan or infinite")
             flat[part] = piece[: max(flat.size - part.start, 0)]
     return array
