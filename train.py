@@ -46,6 +46,8 @@ def main() -> int:
         session = resume_session(args.out, args.preset, options, device)
     else:
         config, initial = starting_point(load_preset(args.preset or DEFAULT_PRESET), options)
+        if "vocab_size" in options and config.train.tokenizer != "bpe":
+            raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
         session = start_session(config, args.out, args.overwrite, device, initial)
     return session.run()
 

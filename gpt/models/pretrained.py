@@ -264,8 +264,8 @@ def _is_tied(path: Path, tensors: dict[str, _Found], said: object) -> bool:
         same = all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in pieces)
     if said and not same:
         raise UserError(
-            f"{path}: {_named(two)} and {_named(one)} differ, and its {SETTINGS} does not say tie_word_embeddings false: "
-            "add that if the model has a head of its own"
+            f"{path}: {_named(two)} and {_named(one)} differ, and its {SETTINGS} says not that they may: "
+            "set tie_word_embeddings to false in it if the model has a head of its own"
         )
     return same
 

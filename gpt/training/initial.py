@@ -15,10 +15,11 @@ from gpt.files import check_size
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.models.pretrained import TOKENIZER, find_pretrained
-from gpt.text.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
+from gpt.text.bpe import read_tokenizer
+from gpt.text.tokenizers import CharTokenizer, Tokenizer, kind_of, located, make_tokenizer
 from gpt.training.run_folder import find_checkpoint
 
-FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer"} - {"dropout", "block_size", "vocab_size"}
+FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer"} - {"dropout", "block_size"}
 
 
 @dataclass
@@ -28,39 +29,35 @@ class Initial:
     path: Path
     model: str  # in MODEL_KINDS
     shape: GPTConfig
-    tokenizer: Tokenizer | None  # None of foreign weights that have none beside them
+    named: str  # the tokenizer, as a setting
+    tokenizer: Tokenizer | None  # itself; None if it is yet to be made from the text
     weights: Callable[[], dict[str, np.ndarray]]
 
     def configured(self, train: TrainConfig, options: dict) -> Config:
         """The configuration of a run that starts here and trains as `train` and the options say. UserError for options
         that would change what is here."""
-        kind = self.tokenizer.kind if self.tokenizer else options.get("tokenizer")
-        if kind is None:
-            raise UserError(
-                f"{self.path} has no {TOKENIZER} beside it, which tells what its symbols are: put it there, or "
-                "say --tokenizer byte if they are bytes, or char if they are the characters of --data in order"
-            )
-        here = asdict(self.shape) | {"tokenizer": kind}
-        for key in sorted(FIXED & options.keys() - MODEL_KINDS[self.model].ignored):
-            if options[key] != here[key]:
+        here = asdict(self.shape) | {"tokenizer": self.named}
+        given = options | ({"tokenizer": located(options["tokenizer"])} if "tokenizer" in options else {})
+        for key in sorted(FIXED & given.keys() - MODEL_KINDS[self.model].ignored):
+            if given[key] != here[key]:
                 raise UserError(f"{as_option(key)} comes from {self.path}, as {shown(here[key])}: leave it out")
         positions = self.shape.block_size
         if options.get("block_size", 1) > positions:
             raise UserError(f"{self.path} has {positions} positions: give a --block-size of at most that, or none")
-        train = replace(train, model=self.model, tokenizer=kind, init_from=str(self.path.absolute()))
-        return Config(self.shape, train).updated({key: options[key] for key in options.keys() - {"init_from"}})
+        train = replace(train, model=self.model, tokenizer=self.named)
+        return Config(self.shape, train).updated(given | {"init_from": str(self.path.absolute())})
 
-    def tokenizer_for(self, kind: str, text: str) -> Tokenizer:
+    def tokenizer_for(self, text: str) -> Tokenizer:
         """The tokenizer of the run: the one here, and for characters those of `text` too. None is dropped that the text
         lacks: a prompt may have it, and so may the next text."""
         if isinstance(self.tokenizer, CharTokenizer):
             return CharTokenizer("".join(sorted({*self.tokenizer.symbols, *set(text)})))
-        tokenizer = self.tokenizer or make_tokenizer(kind, text)
-        if not self.tokenizer and tokenizer.vocab_size != self.shape.vocab_size:
-            made, here = tokenizer.vocab_size, self.shape.vocab_size
+        tokenizer = self.tokenizer or make_tokenizer(self.named, text)
+        made, here = tokenizer.vocab_size, self.shape.vocab_size
+        if made > here or (made < here and not self.tokenizer):
             raise UserError(
-                f"{self.path} has {here:,} symbols, and --tokenizer {kind} makes {made:,} of --data: "
-                f"give the text that it was trained on, or put its {TOKENIZER} beside it"
+                f"{self.path} has {here:,} symbols, and the tokenizer {self.named} {made:,}: put its own {TOKENIZER} "
+                "beside it, or give the very text as --data that its symbols were made from"
             )
         return tokenizer
 
@@ -97,27 +94,36 @@ def starting_point(config: Config, options: dict) -> tuple[Config, Initial | Non
     if init_from is None:
         return config.updated(options), None
     if "init_from" in options:
-        initial = load_initial(Path(init_from), options.get("n_head"))
+        initial = load_initial(Path(init_from), options)
     else:
-        initial = load_initial(Path(init_from), options.get("n_head", config.gpt.n_head))
+        initial = load_initial(Path(init_from), {"n_head": config.gpt.n_head, "tokenizer": config.train.tokenizer})
         chosen = {"dropout": config.gpt.dropout, "block_size": min(config.gpt.block_size, initial.shape.block_size)}
         idle = MODEL_KINDS[initial.model].ignored
         options = {key: value for key, value in chosen.items() if key not in idle} | options
     return initial.configured(config.train, options), initial
 
 
-def load_initial(path: Path, n_head: int | None) -> Initial:
-    """What is at `path`: a run or a checkpoint of ours, or a folder or file of another program's."""
+def load_initial(path: Path, options: dict) -> Initial:
+    """What is at `path`: a run or a checkpoint of ours, or a folder or file of another program's, to which the options
+    add what it does not tell, n_head and tokenizer."""
     if path.is_dir() and any((path / f"{name}.safetensors").exists() for name in ("best", "last")):
         path = find_checkpoint(path)
     if path.is_file() and is_checkpoint(path):
         check_size(path, 1, "take a smaller model")
         ours = load_checkpoint(path, for_resume=False)
-        return Initial(path, ours.config.train.model, ours.config.gpt, ours.tokenizer, lambda: ours.weights)
-    found = find_pretrained(path, n_head)
-    tokenizer = None
-    rows = found.shape.vocab_size if tokenizer is None else tokenizer.vocab_size
-    return Initial(path, "gpt", found.shape, tokenizer, partial(found.weights, rows))
+        train = ours.config.train
+        return Initial(path, train.model, ours.config.gpt, train.tokenizer, ours.tokenizer, lambda: ours.weights)
+    found = find_pretrained(path, options.get("n_head"))
+    beside = found.folder / TOKENIZER
+    name = located(str(beside) if beside.exists() else options.get("tokenizer", "bpe"))
+    if name == "bpe":
+        raise UserError(
+            f"{path} has no {TOKENIZER} beside it, which tells what its symbols are: put it there, or name one with "
+            "--tokenizer, or say --tokenizer byte if they are bytes, or char if they are the characters of --data"
+        )
+    tokenizer = read_tokenizer(name) if kind_of(name) == "file" else None
+    rows = tokenizer.vocab_size if tokenizer else found.shape.vocab_size
+    return Initial(path, "gpt", found.shape, name, tokenizer, partial(found.weights, rows))
 
 
 def _fitted(weight: np.ndarray, shape: tuple[int, ...], origin: list[int]) -> np.ndarray:

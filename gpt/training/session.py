@@ -16,9 +16,9 @@ from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
-from gpt.text.dataset import Dataset, make_dataset, optima
+from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import make_tokenizer, readable
+from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.initial import Initial
@@ -112,12 +112,12 @@ def start_session(
     """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
     backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
-    known = config.gpt if initial else replace(config.gpt, vocab_size=1)
-    check_memory(Config(known, config.train), backend, cores, fixed=fixed)  # before a text is made for it
+    least = config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": least}), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    make = initial.tokenizer_for if initial else make_tokenizer
-    tokenizer = make(config.train.tokenizer, text.text)
-    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
+    tokenizer = _make_tokenizer(config, text, initial)
+    settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
+    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
     check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
     if initial:
@@ -141,6 +141,8 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     old = checkpoint.config
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
+    if "tokenizer" in options:
+        options = options | {"tokenizer": located(options["tokenizer"])}
     config = old.updated(options)
     for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
@@ -168,9 +170,24 @@ def _load_text(config: Config) -> Text:
     train = config.train
     any_bytes = train.tokenizer == "byte"
     text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
+    if text.record and kind_of(train.tokenizer) in ("bpe", "file"):
+        raise UserError(
+            f"the records of {text.name} need a token per character: take --tokenizer char or byte for them"
+        )
     if text.note:
         say(text.note)
     return text
+
+
+def _make_tokenizer(config: Config, text: Text, initial: Initial | None) -> Tokenizer:
+    name, split = config.train.tokenizer, split_at(text, config.train.val_fraction)
+    if initial:
+        tokenizer = initial.tokenizer_for(text.text)
+    else:
+        tokenizer = make_tokenizer(name, text.text, split, config.gpt.vocab_size)
+    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
+        say(f"warning: {name} does not give every text back: {changes}")
+    return tokenizer
 
 
 def _check_dropout(p: float) -> None:
