@@ -20,7 +20,7 @@ from gpt.errors import UserError, shown
 from gpt.files import check_size, explained, read_regular
 from gpt.models.gpt import GPT
 from gpt.models.shape import GPTConfig
-from gpt.tensor_file import FLOAT32, INTEGERS, STORED, open_tensors
+from gpt.tensor_file import FLOAT32, INTEGERS, MAX_JSON, STORED, TensorFile, open_tensors
 from gpt.terminal import printable, shortened
 
 WEIGHTS, INDEX, SETTINGS, TOKENIZER = (
@@ -35,7 +35,6 @@ CONVERT = (  # clone: what is one tensor under two names cannot be saved
     " w = torch.load(sys.argv[1], map_location='cpu', weights_only=True);"
     " save_file({k: v.clone().contiguous() for k, v in w.get('model', w).items()}, sys.argv[2])"
 )
-MAX_JSON = 2**22  # bytes
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 ONLY = {  # the one value that is computed here, which a file without the option means
     "model_type": "gpt2",
@@ -74,13 +73,25 @@ class Pretrained:
 
     def weights(self, vocab_size: int) -> dict[str, np.ndarray]:
         """The float32 arrays of a model of our own, with the first vocab_size rows of the tables."""
-        weights, wanted = {}, GPT(replace(self.shape, vocab_size=vocab_size), seed=None)
-        for name, parameter in wanted.named_parameters():
-            found, shape = self._tensors[name], parameter.shape
-            turned = self._transposed and MATRICES.search(name)
-            array = _read(found, shape[::-1] if turned else shape)
-            weights[name] = np.ascontiguousarray(array.T) if turned else array
+        named = GPT(replace(self.shape, vocab_size=vocab_size), seed=None).named_parameters()
+        wanted, weights = {name: parameter.shape for name, parameter in named}, {}
+        for path in {found.path for found in self._tensors.values()}:
+            with open_tensors(path) as file:
+                for name in wanted:
+                    if self._tensors[name].path == path:
+                        weights[name] = self._read(file, name, wanted[name])
         return weights
+
+    def _read(self, file: TensorFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The values of a tensor as an array of `shape`, which has fewer rows than there are if some are left out."""
+        found, turned = self._tensors[name], self._transposed and MATRICES.search(name)
+        array = np.empty(shape[::-1] if turned else shape, FLOAT32)
+        flat = array.reshape(-1)
+        for part, piece in file.read(found.name):
+            if not np.isfinite(piece).all():
+                raise UserError(f"{found.path} cannot be used: {_named(found)} has values that are nan or infinite")
+            flat[part] = piece[: max(flat.size - part.start, 0)]
+        return np.ascontiguousarray(array.T) if turned else array
 
 
 def find_pretrained(path: Path, n_head: int | None = None) -> Pretrained:
@@ -268,15 +279,3 @@ def _is_tied(path: Path, tensors: dict[str, _Found], said: object) -> bool:
             "set tie_word_embeddings to false in it if the model has a head of its own"
         )
     return same
-
-
-def _read(found: _Found, shape: tuple[int, ...]) -> np.ndarray:
-    """The values of a tensor, of as many rows as `shape` has."""
-    array = np.empty(shape, FLOAT32)
-    flat = array.reshape(-1)
-    with open_tensors(found.path) as file:
-        for part, piece in file.read(found.name):
-            if not np.isfinite(piece).all():
-                raise UserError(f"{found.path} cannot be used: {_named(found)} has values that are nan or infinite")
-            flat[part] = piece[: max(flat.size - part.start, 0)]
-    return array
