@@ -163,7 +163,7 @@ def test_what_is_advised_exists(name):
         ("--out_dir=x", "unknown option --out_dir: a run's folder is --out for train.py"),
         ("--init_from=resume", "there is no resume: to go on with a run write --resume"),
         ("--init_from=scratch", "there is no scratch: leave --init-from out to start from random weights"),
-        ("--init_from=gpt2-xl", "weights are not downloaded here; get the folder with: hf download gpt2-xl --local"),
+        ("--init_from=gpt2-xl", "there is no gpt2-xl: get that folder with: hf download openai-community/gpt2-xl "),
         ("--init-from=missing", "there is no missing: give a run, a checkpoint, or a folder"),
         ("--init-from=x --resume", "--resume goes on with a run and --init-from begins a new one: leave one of them"),
         ("--device=cuda", "unknown option --device: --backend cupy computes on a GPU"),
