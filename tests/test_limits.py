@@ -38,6 +38,8 @@ REFUSED = {
     f"{TRAIN} --block-size=1 --batch-size=1 --gradient-accumulation-steps={10**9}": "lower --gradient-accum",
     f"{TRAIN} --n-layer={10**8} --n-embd=1 --n-head=1": "--n-layer",
     f"{TRAIN} --block-size=400000 --batch-size=1": "--block-size",
+    f"{TRAIN} --init-from=sparse": "sparse has 1,099,511,627,776 bytes, which need as much memory",
+    f"{TRAIN} --init-from=fifo": "fifo is not a regular file: give another",
     f"{RESUME} --eval-iters={HUGE}": "lower --eval-iters",
     f"{RESUME} --batch-size={10**9}": "lower --batch-size",
     f"{SAMPLE} --num-samples={2**31 - 1}": "lower --num-samples",
