@@ -66,6 +66,12 @@ def test_importing_tensorlite_loads_neither_cupy_nor_torch():
     assert not loaded & {"cupy", "cupyx", "torch", "gpt", "safetensors", "tqdm", "threadpoolctl"}
 
 
+@pytest.mark.parametrize("modules", ["gpt", "gpt.export.__main__, gpt.export.huggingface, gpt.export.onnx"])
+def test_importing_gpt_loads_no_library_that_is_optional(modules):
+    loaded = {module.partition(".")[0] for module in modules_after(f"import {modules}")}
+    assert not loaded & {"cupy", "torch", "onnx", "onnxruntime", "safetensors", "tokenizers", "transformers"}
+
+
 def test_importing_tensorlite_adds_little_to_numpy():
     """Small modules of the standard library, and nothing of NumPy's that waits to be named, as np.random does."""
     added = modules_after("import tensorlite") - modules_after("import numpy")
