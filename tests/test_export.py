@@ -310,7 +310,7 @@ def test_without_onnx(places, monkeypatch, capsys):
 
 def test_too_large_for_protobuf(places, monkeypatch, capsys):
     monkeypatch.setattr(gpt.export.onnx, "MAX_WEIGHTS", 1000)
-    assert_refused(monkeypatch, capsys, "run --onnx there", "an ONNX file holds 2 GiB, and the weights take 29,092 bytes")
+    assert_refused(monkeypatch, capsys, "run --onnx there", "2 GiB, and the weights take 29,092 bytes")
 
 
 def test_what_was_trained_further_is_not_replaced(places, monkeypatch, capsys, auto):

@@ -54,7 +54,7 @@ GPT = {
     "cli": {"config", "models", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
-GPT["export"] = {"export", "checkpoint", "cli", "errors", "files", "models", "tensor_file", "terminal", "text", "training"}
+GPT["export"] = {"export", *GPT}
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 
