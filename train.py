@@ -44,6 +44,8 @@ def main() -> int:
         session = resume_session(args.out, args.preset, options, device)
     else:
         config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
+        if "vocab_size" in options and config.train.tokenizer != "bpe":
+            raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
         session = start_session(config, args.out, args.overwrite, device)
     return session.run()
 

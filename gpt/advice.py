@@ -23,7 +23,6 @@ FOREIGN = {
     "out_dir": "a run's folder is --out for train.py and --model for sample.py",
     "start": "prompt",
     "steps": "max_iters",
-    "vocab_size": "leave it out: it comes from the tokenizer",
 }
 FOREIGN |= {
     f"wandb_{name}": "leave it out: log.jsonl in the run's folder has it" for name in ("log", "project", "run_name")

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from gpt.config import Config
-from gpt.errors import UserError, shown
+from gpt.errors import MissingLibraryError, UserError, shown
 from gpt.files import atomic_write, explained, open_regular
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.settings import check_fields, option
 from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, make_header
-from gpt.text.tokenizers import Tokenizer, tokenizer_from_dict
+from gpt.text.tokenizers import Tokenizer, kind_of, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
 MOMENTS = "optimizer."  # what their names begin with
@@ -93,6 +93,8 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
         try:
             checkpoint = _from_metadata(file.metadata)
             twins = _check_shapes(checkpoint.config, shapes)
+        except MissingLibraryError:
+            raise
         except UserError as error:
             raise UserError(f"{path} is damaged or not of this version of the program ({error}); use another") from None
         digest = _begin_digest(file.metadata)
@@ -137,7 +139,7 @@ def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
     """The checkpoint without its arrays. UserError for what cannot be."""
     config = Config.from_dict(_parsed(metadata, "config"), source="its configuration")
     tokenizer = tokenizer_from_dict(_parsed(metadata, "tokenizer"))
-    ours, expected = (tokenizer.kind, tokenizer.vocab_size), (config.train.tokenizer, config.gpt.vocab_size)
+    ours, expected = (tokenizer.kind, tokenizer.vocab_size), (kind_of(config.train.tokenizer), config.gpt.vocab_size)
     if ours != expected:
         raise UserError("its tokenizer is {} of {:,}, its configuration's {} of {:,}".format(*ours, *expected))
     progress = _parsed(metadata, "progress")

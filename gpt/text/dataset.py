@@ -52,6 +52,13 @@ class Dataset:
     name: str
 
 
+def split_at(text: Text, val_fraction: float) -> int:
+    """The character at which the last `val_fraction` of `text` begins."""
+    unit = text.record or 1
+    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
+    return int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+
+
 def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction: float = 0.1) -> Dataset:
     """Split `text` at a character, its last `val_fraction` for validation, and encode the parts.
 
@@ -61,9 +68,7 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
         raise ValueError(f"expected whole records longer than {block_size}, got record={text.record}")
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {val_fraction}; 0.1 is usual")
-    unit = text.record or 1
-    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
-    boundary = int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+    boundary = split_at(text, val_fraction)
     vocab_size = tokenizer.vocab_size
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 

@@ -16,9 +16,9 @@ from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
-from gpt.text.dataset import Dataset, make_dataset, optima
+from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import make_tokenizer, readable
+from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.interrupt import InterruptOnce
@@ -108,12 +108,12 @@ def start_session(config: Config, out: Path | None, overwrite: bool, device: Dev
     """A new run. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
     backend, cores = tl.get_backend(device.backend), device.cores
-    check_memory(
-        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
-    )  # before a text is made for it
+    least = config.gpt.vocab_size if config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": least}), backend, cores)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = make_tokenizer(config.train.tokenizer, text.text)
-    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
+    tokenizer = _make_tokenizer(config, text)
+    settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
+    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
     check_memory(config, backend, cores, len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
     model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
@@ -131,6 +131,8 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     old = checkpoint.config
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
+    if "tokenizer" in options:
+        options = options | {"tokenizer": located(options["tokenizer"])}
     config = old.updated(options)
     for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
@@ -158,9 +160,21 @@ def _load_text(config: Config) -> Text:
     train = config.train
     any_bytes = train.tokenizer == "byte"
     text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
+    if text.record and kind_of(train.tokenizer) in ("bpe", "file"):
+        raise UserError(
+            f"the records of {text.name} need a token per character: take --tokenizer char or byte for them"
+        )
     if text.note:
         say(text.note)
     return text
+
+
+def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
+    train = config.train
+    tokenizer = make_tokenizer(train.tokenizer, text.text, split_at(text, train.val_fraction), config.gpt.vocab_size)
+    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
+        say(f"warning: {train.tokenizer} does not give every text back: {changes}")
+    return tokenizer
 
 
 def _check_dropout(p: float) -> None:
