@@ -24,7 +24,7 @@ from gpt.files import atomic_write, explained, open_regular
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.settings import check_fields, option
-from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, make_header
+from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, holds_little, make_header, parsed
 from gpt.text.tokenizers import Tokenizer, kind_of, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
@@ -78,7 +78,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
     }
     header = make_header(tensors, metadata | {"sha256": _digest(tensors, metadata)})
-    if len(header) > MAX_HEADER:
+    if len(header) > MAX_HEADER or not holds_little(header):
         raise UserError(f"cannot write {path}: a model of this many layers or symbols is too much for its header")
     atomic_write(path, header, *tensors.values())
 
@@ -153,7 +153,7 @@ def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
 
 def _parsed(metadata: dict[str, str], part: str) -> dict:
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(metadata.get(part, ""))
+        value = parsed(metadata.get(part, "").encode())
         if isinstance(value, dict):
             return value
     raise UserError(f"its {part} is no JSON object")

@@ -58,7 +58,7 @@ def check_sampling(config: Config, backend: Backend, samples: int, prompt: int, 
 def memory_explained(config: Config, cpu: bool, text: int, fixed: Set[str], workers: int = 1) -> Iterator[None]:
     """Within, a MemoryError becomes a UserError that says what to change.
 
-    text: tokens of the text. fixed: keys that cannot be changed any more.
+    text: its characters. fixed: keys that cannot be changed any more.
     """
     text = _text_bytes(text, cpu)
     try:

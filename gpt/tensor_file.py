@@ -8,6 +8,7 @@ for that, and reads by mapping, where a file that is cut short meanwhile would e
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -16,7 +17,9 @@ import numpy as np
 from gpt.errors import shown
 
 FLOAT32 = np.dtype("<f4")
-MAX_HEADER = 2**22  # bytes, which are 2,000 layers, or every character in use; and JSON that fits any memory
+MAX_HEADER = 2**27  # bytes: a tokenizer has up to 2**25, and up to three times as many as a text within a text
+MAX_JSON = 2**22  # of them outside of texts: 2,000 layers, and lists and objects that fit any memory
+TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 CHUNK = 2**18  # values to read at a time: they stay in the cache for what is done with them
 
 
@@ -31,6 +34,23 @@ def make_header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> byt
     return len(text).to_bytes(8, "little") + text
 
 
+def parsed(text: bytes) -> object:
+    """What a JSON text says. ValueError, or RecursionError, if it is none, or holds more things than any header."""
+    if len(text) > MAX_JSON and not holds_little(text):
+        raise ValueError("its JSON holds too much")
+    return json.loads(text)
+
+
+def holds_little(text: bytes) -> bool:
+    """Whether there are no more than MAX_JSON bytes outside of a JSON's texts, whose quotes count."""
+    outside = end = 0
+    for found in TEXTS.finditer(text):
+        outside, end = outside + found.start() - end + 2, found.end()
+        if outside > MAX_JSON:
+            return False
+    return outside + len(text) - end <= MAX_JSON
+
+
 class TensorFile:
     """An open file with its `metadata`. ValueError, or RecursionError, wherever it is not of this format."""
 
@@ -39,7 +59,7 @@ class TensorFile:
         length = int.from_bytes(file.read(8), "little")
         if not length <= min(MAX_HEADER, self._size - 8):
             raise ValueError("its header has an impossible length")
-        header = json.loads(file.read(length))
+        header = parsed(file.read(length))
         self._entries, self._values = header if isinstance(header, dict) else {}, 8 + length
         self.metadata = self._entries.pop("__metadata__", {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):

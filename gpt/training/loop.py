@@ -82,10 +82,16 @@ class TrainingLoop:
                 self._save(self.folder.best, for_resume=False)
             self._save_last()
         self.training_seconds, self.training_steps = 0.0, 0
-        self.report.line(f"step {trainer.step}: train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+        losses = f"train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}"
+        self.report.line(f"step {trainer.step}: {losses} ({self._in_bits(result.val_loss)})")
+
+    def _in_bits(self, val_loss: float) -> str:
+        data = self.trainer.dataset
+        per_byte = "" if data.tokenizer.kind == "char" else f", {data.val.bits_per_byte(val_loss):.3f} per byte"
+        return f"{data.val.bits_per_character(val_loss):.3f} bits per character{per_byte}"
 
     def _log_row(self, result) -> dict:
-        trainer = self.trainer
+        trainer, data = self.trainer, self.trainer.dataset
         rate = self.training_steps * trainer.tokens_per_step / self.training_seconds if self.training_steps else None
         row = {
             "step": trainer.step,
@@ -97,7 +103,12 @@ class TrainingLoop:
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
             "tokens_per_second": rate,
             "elapsed": time.monotonic() - self.started,
+            "train_bits_per_character": data.train.bits_per_character(result.train_loss),
+            "val_bits_per_character": data.val.bits_per_character(result.val_loss),
         }
+        if data.tokenizer.kind != "char":
+            row["train_bits_per_byte"] = data.train.bits_per_byte(result.train_loss)
+            row["val_bits_per_byte"] = data.val.bits_per_byte(result.val_loss)
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
     def _save_last(self) -> None:

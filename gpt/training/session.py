@@ -43,7 +43,7 @@ class Session:
 
     def run(self) -> int:
         """Train, sample, and return the exit status."""
-        text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
+        text = self.dataset.train.characters + self.dataset.val.characters
         fixed = FIXED | {"data"} if self.checkpoint else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run()
@@ -89,9 +89,13 @@ class Session:
         say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
         say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
-        shown = [f"uniform {counted.pop('uniform'):.4f}"]
+        uniform = counted.pop("uniform")
+        shown = [f"uniform {uniform:.4f}"]
         shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
         say(f"losses reached by counting (train / val): {', '.join(shown)}")
+        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in counted.items()}
+        bits = [f"{name} {data.val.bits_per_character(loss):.3f}" for name, loss in on_val.items()]
+        say(f"in bits per character (val): {', '.join(bits)}")
         say(f"run: {self.folder.path}")
 
     def _sample(self) -> None:
