@@ -13,6 +13,7 @@ from gpt.checkpoint import Checkpoint
 from gpt.errors import UserError
 from gpt.files import atomic_write, check_replaceable, explained, open_regular
 from gpt.tensor_file import TensorFile, make_header
+from gpt.text.bpe import SubwordTokenizer
 from gpt.text.tokenizers import CharTokenizer, Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -56,8 +57,9 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     # The weights first: they are what may fail, and what tells the folder from others.
     atomic_write(folder / WEIGHTS, make_header(tensors, OURS), *tensors.values())
-    for name, content in zip(FILES[1:], (config, tokenizer_json(checkpoint.tokenizer), tokenizer_config), strict=True):
-        atomic_write(folder / name, json.dumps(content, indent=2) + "\n")
+    tokenizer = tokenizer_json(checkpoint.tokenizer)
+    for name, text in zip(FILES[1:], (_as_json(config), tokenizer, _as_json(tokenizer_config)), strict=True):
+        atomic_write(folder / name, text)
 
 
 def _config(checkpoint: Checkpoint) -> dict:
@@ -100,8 +102,14 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return tensors
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict:
-    """What tokenizer.json holds: our tokens under our numbers, and every text comes back as it was."""
+def _as_json(value: dict) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """tokenizer.json: our tokens under our numbers, and every text comes back as it does here."""
+    if isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer.to_dict()["json"]
     if isinstance(tokenizer, CharTokenizer):
         # A character without a token is an error, as it is here: there is no token "" for the unknown.
         vocab = {character: i for i, character in enumerate(tokenizer.symbols)}
@@ -111,7 +119,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
     else:
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(_byte_characters())}, "merges": []}
         splitter = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"version": "1.0", "added_tokens": [], "pre_tokenizer": splitter, "decoder": decoder, "model": model}
+    parts = {"pre_tokenizer": splitter, "decoder": decoder, "model": model}
+    return _as_json({"version": "1.0", "added_tokens": []} | parts)
 
 
 def _byte_characters() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.checkpoint import Checkpoint
-from gpt.errors import UserError
+from gpt.errors import MissingLibraryError, UserError
 from gpt.files import atomic_write, explained, open_regular, try_write
 from gpt.models.shape import GPTConfig
 
@@ -46,7 +46,7 @@ def _onnx():
         import onnx.helper
         import onnx.numpy_helper
     except ImportError:
-        raise UserError('--onnx needs the onnx package: pip install -e ".[onnx]"') from None
+        raise MissingLibraryError("--onnx", "onnx", "onnx") from None
     return onnx
 
 
