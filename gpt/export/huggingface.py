@@ -49,7 +49,7 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint) -> None:
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.config.gpt.block_size,
-        # Without this there are token types too, for which GPT-2 adds the embedding of token 0 to everything.
+        # Else transformers 4 gives token types too, for which GPT-2 adds the embedding of token 0 to everything.
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
@@ -118,7 +118,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         decoder = {"type": "Fuse"}
     else:
         model = {"type": "BPE", "vocab": {c: byte for byte, c in enumerate(_byte_characters())}, "merges": []}
-        splitter = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        splitter = decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     parts = {"pre_tokenizer": splitter, "decoder": decoder, "model": model}
     return _as_json({"version": "1.0", "added_tokens": []} | parts)
 

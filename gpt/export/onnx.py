@@ -13,11 +13,12 @@ import numpy as np
 
 from gpt.checkpoint import Checkpoint
 from gpt.errors import MissingLibraryError, UserError
-from gpt.files import atomic_write, explained, open_regular, try_write
+from gpt.files import atomic_write, explained, open_regular
 from gpt.models.shape import GPTConfig
 
 OPSET, IR_VERSION = 20, 9  # of January 2024: the first with Gelu, which ONNX Runtime 1.17 reads
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # what ONNX calls the two
+PATHS = ("data", "preset", "tokenizer")  # settings that may tell where files lie here, which is nobody's business
 PRODUCER = "tensorlite"
 MAX_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message ends at 2 GiB, and there is a graph and a tokenizer to say too
 
@@ -30,7 +31,6 @@ def check_file(path: Path) -> None:
             raise UserError(f"{path} is a folder: give --onnx a file's name")
         if path.is_file() and not _is_export(path):
             raise UserError(f"{path} exists and is no earlier export: give another --onnx")
-    try_write(path)
 
 
 def _is_export(path: Path) -> bool:
@@ -63,10 +63,10 @@ def onnx_model(checkpoint: Checkpoint):
     if size > MAX_WEIGHTS:
         raise UserError(f"an ONNX file holds 2 GiB, and the weights take {size:,} bytes: export with --huggingface")
     g, helper, types = _Graph(onnx, checkpoint.weights), onnx.helper, onnx.TensorProto
-    is_bigram, vocab_size = config.train.model == "bigram", config.gpt.vocab_size
-    g.add("Gather", (_bigram if is_bigram else _gpt)(g, config.gpt), -1, axis=1, name="next_logits")
+    logits, vocab_size = (_bigram if config.train.model == "bigram" else _gpt)(g, config.gpt), config.gpt.vocab_size
+    g.add("Gather", logits, -1, axis=1, name="next_logits")
     # For one position wpe would be broadcast over any number of them: there the axis is not free.
-    time = 1 if config.gpt.block_size == 1 and not is_bigram else "time"
+    time = 1 if config.gpt.block_size == 1 else "time"
     values = [
         helper.make_tensor_value_info(name, kind, ["batch", *shape])
         for name, kind, shape in (
@@ -78,7 +78,7 @@ def onnx_model(checkpoint: Checkpoint):
     graph = helper.make_graph(g.nodes, config.train.model, values[:1], values[1:], g.initializers)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, producer_name=PRODUCER, ir_version=IR_VERSION, opset_imports=opsets)
-    described = {key: value for key, value in config.to_dict().items() if key != "data"}  # a path of the user's
+    described = {key: value for key, value in config.to_dict().items() if key not in PATHS}
     metadata = {"config": described, "tokenizer": checkpoint.tokenizer.to_dict()}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     return model
