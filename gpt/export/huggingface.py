@@ -3,24 +3,23 @@
 Written without that library: the weights are safetensors, everything else is JSON.
 """
 
+import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from gpt.checkpoint import Checkpoint
 from gpt.errors import UserError
-from gpt.files import atomic_write, check_replaceable, explained, open_regular
-from gpt.tensor_file import TensorFile, make_header
+from gpt.files import atomic_write, check_replaceable, explained
+from gpt.models.pretrained import MATRICES, SETTINGS, TOKENIZER, WEIGHTS
+from gpt.tensor_file import make_header, open_tensors
 from gpt.text.bpe import SubwordTokenizer
 from gpt.text.tokenizers import CharTokenizer, Tokenizer
 
-WEIGHTS = "model.safetensors"
-FILES = (WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json")
+FILES = (WEIGHTS, SETTINGS, TOKENIZER, "tokenizer_config.json")
 OURS = {"format": "pt", "producer": "tensorlite"}  # "pt" is what transformers asks for; it writes no producer
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new"}
-TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2's are (in, out)
 
 
 def check_folder(folder: Path) -> None:
@@ -36,11 +35,9 @@ def check_folder(folder: Path) -> None:
 
 def _is_export(path: Path) -> bool:
     """Whether these weights were written here: what was fine-tuned since, or came from elsewhere, is not replaced."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            return TensorFile(file).metadata == OURS
-    except (OSError, UserError, ValueError, RecursionError):
-        return False
+    with contextlib.suppress(UserError), open_tensors(path) as file:
+        return file.metadata == OURS
+    return False
 
 
 def write_huggingface(folder: Path, checkpoint: Checkpoint) -> None:
@@ -94,7 +91,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     for name, array in sorted(checkpoint.weights.items()):
         if name == "lm_head.weight" and checkpoint.config.gpt.tie_weights:
             continue
-        tensors[name] = np.ascontiguousarray(array.T if name.endswith(TRANSPOSED) else array)
+        tensors[name] = np.ascontiguousarray(array.T if MATRICES.search(name) else array)  # GPT-2's are (in, out)
         if name.startswith(("transformer.h.", "transformer.ln_f.")):
             bias = name.removesuffix("weight") + "bias"
             if name.endswith(".weight") and bias not in checkpoint.weights:

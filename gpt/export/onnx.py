@@ -18,7 +18,6 @@ from gpt.models.shape import GPTConfig
 
 OPSET, IR_VERSION = 20, 9  # of January 2024: the first with Gelu, which ONNX Runtime 1.17 reads
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # what ONNX calls the two
-PATHS = ("data", "preset", "tokenizer")  # settings that may tell where files lie here, which is nobody's business
 PRODUCER = "tensorlite"
 MAX_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message ends at 2 GiB, and there is a graph and a tokenizer to say too
 
@@ -78,8 +77,10 @@ def onnx_model(checkpoint: Checkpoint):
     graph = helper.make_graph(g.nodes, config.train.model, values[:1], values[1:], g.initializers)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, producer_name=PRODUCER, ir_version=IR_VERSION, opset_imports=opsets)
-    described = {key: value for key, value in config.to_dict().items() if key not in PATHS}
-    metadata = {"config": described, "tokenizer": checkpoint.tokenizer.to_dict()}
+    # Of the configuration what makes the model: the rest tells how it was trained, and where its text lies.
+    known = {"model", *GPTConfig.__dataclass_fields__}
+    shape = {key: value for key, value in config.to_dict().items() if key in known}
+    metadata = {"config": shape, "tokenizer": checkpoint.tokenizer.to_dict()}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     return model
 

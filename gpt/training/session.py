@@ -21,6 +21,7 @@ from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.initial import Initial
 from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TrainingLoop
 from gpt.training.run_folder import RunFolder
@@ -28,6 +29,7 @@ from gpt.training.trainer import Trainer
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
+FIXED_INITIALLY = FIXED - {"block_size", "val_fraction"}  # with --init-from
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Session:
     def run(self) -> int:
         """Train, sample, and return the exit status."""
         text = self.dataset.train.characters + self.dataset.val.characters
-        fixed = FIXED | {"data"} if self.checkpoint else set()
+        fixed = FIXED | {"data"} if self.checkpoint else FIXED_INITIALLY if self.config.train.init_from else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run()
 
@@ -108,19 +110,27 @@ class Session:
         show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
-def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
-    """A new run. Nothing is written before everything has been checked."""
+def start_session(
+    config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
+) -> Session:
+    """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
-    backend, cores = tl.get_backend(device.backend), device.cores
-    least = config.gpt.vocab_size if config.train.tokenizer == "bpe" else 1
-    check_memory(config.updated({"vocab_size": least}), backend, cores)  # before a text is made for it
+    backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
+    least = config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": least}), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = _make_tokenizer(config, text)
+    tokenizer = _make_tokenizer(config, text, initial)
     settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
-    check_memory(config, backend, cores, len(text.text))
+    check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
+    if initial:
+        model = initial.build_model(config.gpt, tokenizer)
+        say(f"weights: {initial.path}")
+        say(initial.described(tokenizer))
+    else:
+        model = build_model(config.train.model, config.gpt, config.train.seed)
+    model = device.place(model, config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
@@ -173,11 +183,14 @@ def _load_text(config: Config) -> Text:
     return text
 
 
-def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
-    train = config.train
-    tokenizer = make_tokenizer(train.tokenizer, text.text, split_at(text, train.val_fraction), config.gpt.vocab_size)
+def _make_tokenizer(config: Config, text: Text, initial: Initial | None) -> Tokenizer:
+    name, split = config.train.tokenizer, split_at(text, config.train.val_fraction)
+    if initial:
+        tokenizer = initial.tokenizer_for(text.text)
+    else:
+        tokenizer = make_tokenizer(name, text.text, split, config.gpt.vocab_size)
     if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
-        say(f"warning: {train.tokenizer} does not give every text back: {changes}")
+        say(f"warning: {name} does not give every text back: {changes}")
     return tokenizer
 
 
