@@ -46,7 +46,7 @@ GPT = {
     "tensor_file": {"errors", "files"},
     "text": {"text", *PLAIN},
     "generate": {"errors"},
-    "models": {"models", "advice", "errors", "files", "generate", "settings", "tensor_file"},
+    "models": {"models", "generate", "settings", "tensor_file", *PLAIN},
     "config": {"models", "settings", "text", *PLAIN},
     "checkpoint": {"config", "models", "settings", "tensor_file", "text", *PLAIN},
     "device": {"errors", "models"},
