@@ -92,10 +92,9 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         if name == "lm_head.weight" and checkpoint.config.gpt.tie_weights:
             continue
         tensors[name] = np.ascontiguousarray(array.T if MATRICES.search(name) else array)  # GPT-2's are (in, out)
-        if name.startswith(("transformer.h.", "transformer.ln_f.")):
-            bias = name.removesuffix("weight") + "bias"
-            if name.endswith(".weight") and bias not in checkpoint.weights:
-                tensors[bias] = np.zeros(len(array), np.float32)
+        bias = name.replace(".weight", ".bias")
+        if name.startswith(("transformer.h.", "transformer.ln_f.")) and bias not in checkpoint.weights:
+            tensors[bias] = np.zeros(len(array), np.float32)
     return tensors
 
 
