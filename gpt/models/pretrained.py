@@ -141,7 +141,8 @@ def _meant(name: str) -> str:
     if name == "scratch":
         return "leave --init-from out to start from random weights"
     if name.startswith("gpt2"):
-        return f"weights are not downloaded here; get the folder with: hf download {name} --local-dir {name}"
+        files = f"{SETTINGS} {TOKENIZER} {WEIGHTS}"
+        return f"get that folder with: hf download openai-community/{name} {files} --local-dir {name}"
     return "give a run, a checkpoint, or a folder with a model of Hugging Face's"
 
 

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,9 @@ MAX_SIZE = 2**20  # sub-words to learn; the library sets aside memory for all of
 PIECE = 2**16  # characters that are encoded at a time
 WINDOW, TRIES = 100, 20  # characters on each side of a cut that are looked at, and how many places are tried
 WORD_END = re.compile(r"\S[ \r\n]")
+# What is learnt from at a time: whole words, but for one longer than this, for which the library takes the square of
+# its length in time.
+LEARNT = re.compile(r".{1,1000}(?<=\S)(?=[ \r\n])|.{1,1000}", re.DOTALL)
 BAR_SECONDS = 3.0  # after which a terminal shows a bar
 SAMPLES, SAMPLE = 8, 1000  # pieces of a text that are tried, and their characters
 
@@ -56,7 +59,8 @@ class SubwordTokenizer:
 
     def encode(self, text: str, dtype=np.int64) -> np.ndarray:
         """Tokens of `text`, without those that a tokenizer would put at its ends; UserError if there are none."""
-        parts = [np.array(self._ids(piece), dtype) for piece in _pieces(text, self._divides)]
+        pieces = _pieces(text, self._divides)
+        parts = [np.array(self._ids(piece), dtype) for piece in _with_bar(pieces, len(text))]
         tokens = np.concatenate([np.empty(0, dtype), *parts])
         if text and not len(tokens):
             raise UserError(f"the tokenizer has no token for the text {shortened(repr(text[:50]))}: take another")
@@ -123,7 +127,8 @@ def learn_bpe(text: str, vocab_size: int) -> SubwordTokenizer:
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=sorted(byte_level.alphabet()), show_progress=False
     )
-    new.train_from_iterator(_pieces(text), trainer)
+    pieces = (found[0] for found in LEARNT.finditer(text))
+    new.train_from_iterator(_with_bar(pieces, len(text)), trainer)
     found = new.get_vocab_size()
     if found < vocab_size:
         raise UserError(
@@ -145,24 +150,29 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
         raise UserError(f"cannot use {path}: {error}; give a tokenizer.json of Hugging Face's") from None
 
 
-def _pieces(text: str, divides: Callable[[str, str], bool] = lambda left, right: True) -> Iterator[str]:
-    """`text` in pieces of PIECE characters or more, cut so that no token changes; a terminal shows a bar if that takes
-    long.
+def _pieces(text: str, divides: Callable[[str, str], bool]) -> Iterator[str]:
+    """`text` in pieces of PIECE characters or more, cut so that no token changes.
 
     A cut lies after a word. There GPT-2's pattern, ours too, always divides: white space begins what it finds and never
     ends it, and its one look ahead goes past white space alone, which no piece before a cut ends with. For any other
     tokenizer `divides(left, right)` tells, and one that changes what a text begins with leaves the text whole.
     """
+    start = 0
+    while start < len(text):
+        end = _cut(text, start + PIECE, divides)
+        encoded(text[start:end], "utf-8", start=start)  # which says what is wrong
+        yield text[start:end]
+        start = end
+
+
+def _with_bar(pieces: Iterable[str], total: int) -> Iterator[str]:
+    """The pieces of a text of `total` characters. A terminal shows a bar if they take long."""
     from tqdm import tqdm
 
-    start = 0
-    with tqdm(total=len(text), delay=BAR_SECONDS, disable=None, unit="char", unit_scale=True) as bar:
-        while start < len(text):
-            end = _cut(text, start + PIECE, divides)
-            encoded(text[start:end], "utf-8", start=start)  # which says what is wrong
-            yield text[start:end]
-            bar.update(end - start)
-            start = end
+    with tqdm(total=total, delay=BAR_SECONDS, disable=None, unit="char", unit_scale=True) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
 
 
 def _cut(text: str, near: int, divides: Callable[[str, str], bool]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import MissingLibraryError, UserError, shown
-from gpt.text.bpe import SubwordTokenizer, learn_bpe, read_tokenizer
+from gpt.text.bpe import SubwordTokenizer, learn_bpe
 from gpt.text.utf8 import encoded
 
 TOKENIZERS = ("char", "byte", "bpe")
@@ -123,17 +123,17 @@ def located(name: str) -> str:
     return str(Path(name).absolute()) if kind_of(name) == "file" else name
 
 
-def make_tokenizer(name: str, text: str, split: int | None = None, vocab_size: int = BPE_SIZE) -> Tokenizer:
-    """The tokenizer that the setting `tokenizer` names, for training on the first `split` characters of `text`, from
-    which "bpe" learns `vocab_size` sub-words."""
-    match kind_of(name):
+def make_tokenizer(kind: str, text: str, split: int | None = None, vocab_size: int = BPE_SIZE) -> Tokenizer:
+    """The tokenizer of a `kind` in TOKENIZERS for training on the first `split` characters of `text`: all of it has
+    the characters of "char", the training part the `vocab_size` sub-words of "bpe"."""
+    match kind:
         case "char":
             return CharTokenizer.from_text(text)
         case "byte":
             return ByteTokenizer()
         case "bpe":
             return learn_bpe(text[:split], vocab_size)
-    return read_tokenizer(name)
+    raise UserError(f"unknown tokenizer {kind!r}; choose --tokenizer {' or '.join(TOKENIZERS)}")
 
 
 def tokenizer_from_dict(d: object) -> Tokenizer:

@@ -16,6 +16,7 @@ from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
+from gpt.text.bpe import read_tokenizer
 from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
@@ -116,21 +117,18 @@ def start_session(
     """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
     backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
-    least = config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
-    check_memory(config.updated({"vocab_size": least}), backend, cores, fixed=fixed)  # before a text is made for it
+    ready = _ready_tokenizer(config, initial)
+    known = ready.vocab_size if ready else config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": known}), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = _make_tokenizer(config, text, initial)
+    tokenizer = initial.tokenizer_for(text.text) if initial else ready or _make_tokenizer(config, text)
+    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
+        say(f"warning: {config.train.tokenizer} does not give every text back: {changes}")
     settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
     check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    if initial:
-        model = initial.build_model(config.gpt, tokenizer)
-        say(f"weights: {initial.path}")
-        say(initial.described(tokenizer))
-    else:
-        model = build_model(config.train.model, config.gpt, config.train.seed)
-    model = device.place(model, config.train.model)
+    model = device.place(_make_model(config, tokenizer, initial), config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
@@ -183,15 +181,25 @@ def _load_text(config: Config) -> Text:
     return text
 
 
-def _make_tokenizer(config: Config, text: Text, initial: Initial | None) -> Tokenizer:
-    name, split = config.train.tokenizer, split_at(text, config.train.val_fraction)
+def _ready_tokenizer(config: Config, initial: Initial | None) -> Tokenizer | None:
+    """The tokenizer, if there is one before there is a text."""
     if initial:
-        tokenizer = initial.tokenizer_for(text.text)
-    else:
-        tokenizer = make_tokenizer(name, text.text, split, config.gpt.vocab_size)
-    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
-        say(f"warning: {name} does not give every text back: {changes}")
-    return tokenizer
+        return initial.tokenizer
+    return read_tokenizer(config.train.tokenizer) if kind_of(config.train.tokenizer) == "file" else None
+
+
+def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
+    split = split_at(text, config.train.val_fraction)
+    return make_tokenizer(config.train.tokenizer, text.text, split, config.gpt.vocab_size)
+
+
+def _make_model(config: Config, tokenizer: Tokenizer, initial: Initial | None) -> LanguageModel:
+    if not initial:
+        return build_model(config.train.model, config.gpt, config.train.seed)
+    model = initial.build_model(config.gpt, tokenizer)
+    say(f"weights: {initial.path}")
+    say(initial.described(tokenizer))
+    return model
 
 
 def _check_dropout(p: float) -> None:
