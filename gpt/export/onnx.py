@@ -129,13 +129,13 @@ def _bigram(g: _Graph, shape: GPTConfig) -> str:
 
 def _gpt(g: _Graph, shape: GPTConfig) -> str:
     """GPT: the name of the logits. Within, the residual stream is (N, C), with N = B T."""
-    size, T = g.add("Shape", "ids"), g.add("Shape", "ids", start=1)  # noqa: N806
+    size, time = g.add("Shape", "ids"), g.add("Shape", "ids", start=1)
     wte = g.add("Gather", g.weight("transformer.wte.weight"), "ids")  # (B, T, C)
-    wpe = g.add("Slice", g.weight("transformer.wpe.weight"), [0], T)  # (T, C)
+    wpe = g.add("Slice", g.weight("transformer.wpe.weight"), [0], time)  # (T, C)
     x = g.add("Add", wte, wpe, name=f"at_most_{shape.block_size}_tokens")  # which the error for more will show
     x = g.add("Reshape", x, [-1, shape.n_embd])
     heads = g.add("Concat", size, [3, shape.n_head, shape.n_embd // shape.n_head], axis=0)  # (B, T, 3, H, D)
-    square = g.add("Expand", g.constant(-math.inf, np.float32), g.add("Concat", T, T, axis=0))
+    square = g.add("Expand", g.constant(-math.inf, np.float32), g.add("Concat", time, time, axis=0))
     mask = g.add("Trilu", square, 1, upper=1)  # (T, T): -inf for what comes later, else 0
     for i in range(shape.n_layer):
         x = _block(g, shape, f"transformer.h.{i}", x, heads, mask)
