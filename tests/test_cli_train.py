@@ -257,7 +257,8 @@ def test_what_a_run_prints_and_leaves(finished):
         r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n"
         r"(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
-        r"best val loss N; more text: python sample.py --model run\n"
+        r"best val loss N ± N at step \d+, .+ trigram: run/best.safetensors\n.+\n"
+        r"more text: python sample.py --model run\n"
     )
     assert re.fullmatch(shape.replace("N", r"\d\.\d{4}").replace("B", r"\d\.\d{3}"), out), out
     printed = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+) \(([\d.]+) bits", out, re.MULTILINE)

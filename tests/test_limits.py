@@ -155,5 +155,6 @@ def test_an_answer_is_repeated_in_part_only(cwd, monkeypatch):
 def test_optima_of_large_vocabularies_take_no_table(monkeypatch):
     monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     text = Text("abc" * 30, "test", "test")
+    monkeypatch.setattr(gpt.text.dataset, "MAX_TRIGRAM_VOCAB", 2)
     assert list(optima(make_dataset(text, make_tokenizer("char", text.text), 2))) == ["uniform", "unigram"]
     assert np.isfinite(optima(make_dataset(text, make_tokenizer("char", text.text), 2))["unigram"]).all()

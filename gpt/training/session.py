@@ -29,6 +29,7 @@ from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
+from gpt.training.verdict import verdict
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
@@ -66,8 +67,9 @@ class Session:
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
-        more = f"python sample.py {argument('--model', self.folder.path)}"
-        say(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
+        for sentence in verdict(self.folder.rows(), self.counted, str(self.folder.best)):
+            say(sentence)
+        say(f"more text: python sample.py {argument('--model', self.folder.path)}")
         return 0
 
     def _stopped(self, reason: BaseException, step: int) -> int:
@@ -97,12 +99,12 @@ class Session:
             device += f" in {self.device.dtype}"
         say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
         say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
-        counted = optima(data)
-        uniform = counted.pop("uniform")
+        self.counted = counted = optima(data)
+        uniform = counted["uniform"]
         shown = [f"uniform {uniform:.4f}"]
-        shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
+        shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in [*counted.items()][1:]]
         say(f"losses reached by counting (train / val): {', '.join(shown)}")
-        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in counted.items()}
+        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in [*counted.items()][1:]}
         bits = [f"{name} {data.val.bits_per_character(loss):.3f}" for name, loss in on_val.items()]
         say(f"in bits per character (val): {', '.join(bits)}")
         say(f"run: {self.folder.path}")
