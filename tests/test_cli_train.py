@@ -252,8 +252,8 @@ def test_what_a_run_prints_and_leaves(finished):
     shape = (
         r"text: text.txt; [\d,]+ tokens to train on, [\d,]+ to validate\n"
         rf"model: gpt, {parameters:,} parameters; numpy on \d+ cores?\n"
-        r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
-        r"in bits per character \(val\): uniform B, unigram B, bigram B\n"
+        r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N, trigram N / N\n"
+        r"in bits per character \(val\): uniform B, unigram B, bigram B, trigram B\n"
         r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n"
         r"(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
