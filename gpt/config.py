@@ -56,6 +56,7 @@ class TrainConfig:
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0 for no clipping", least=0.0)
     eval_interval: int = option(500, "steps between evaluations, each of which saves a checkpoint", least=1)
     eval_iters: int = option(200, "batches per evaluation, of the training and of the validation text", least=1)
+    overfit: bool = option(False, "train on one batch, without dropout: can the model learn that much?")
     patience: int = option(0, "stop after so many evaluations without a new best; 0: never", least=0)
     sample_interval: int = option(0, "steps between samples of what the model writes by then; 0: none", least=0)
     seed: int = option(1337, "of the initial weights, the batches and the dropout masks", least=0, most=MAX_SEED)

@@ -1,14 +1,19 @@
 """The life of a run: when it stops by itself, and what it shows on the way."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from scripts import assert_same_run, log, run, train
 
+from gpt import BigramLanguageModel
 from gpt.checkpoint import load_checkpoint
 from gpt.config import TrainConfig
+from gpt.text.dataset import Split
+from gpt.training.evaluate import whole_loss
 from gpt.training.forecast import duration, forecast
-from gpt.training.verdict import verdict
+from gpt.training.verdict import entropy_given, verdict
 
 QUICK = ("--max-iters=12", "--eval-interval=3")
 
@@ -151,3 +156,56 @@ def test_a_harder_validation_text_is_no_overfitting():
 
 def test_no_verdict_without_a_log():
     assert verdict([{"step": 0, "train_loss": None, "val_loss": None}], COUNTED, "") == []
+
+
+# --- one batch, and all of a text ---
+
+
+def test_the_floor_of_a_batch_is_what_counting_gives():
+    x, y = np.array([[0, 1, 0], [0, 1, 0]]), np.array([[1, 0, 2], [1, 0, 1]])
+    assert entropy_given(x, y, context=3) == pytest.approx(2 * math.log(2) / 6)  # after 0 1 0 comes 2 or 1
+    by_symbol = -(3 * math.log(3 / 4) + math.log(1 / 4)) / 6  # after 0 comes 1 three times and 2 once, after 1 always 0
+    assert entropy_given(x, y, context=1) == pytest.approx(by_symbol)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--learning-rate=0.03", "--max-iters=150", "--n-embd=32"], "the batch was learnt: by step "),
+    (["--learning-rate=0"], "the batch was not learnt: its loss came to "),
+])  # fmt: skip
+def test_overfitting_says_whether_the_batch_was_learnt(cwd, options, said):
+    done = train(cwd, "--overfit", "--eval-interval=50", "--out=run", *options)
+    assert said in done.stdout
+    config = load_checkpoint(cwd / "run/last.safetensors").config
+    assert (config.gpt.dropout, config.train.overfit) == (0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("length", "block", "record"), [(17, 4, 0), (16, 4, 0), (18, 4, 0), (5, 4, 0), (24, 5, 6), (24, 3, 6)]
+)
+def test_a_whole_loss_counts_every_target_once(length, block, record):
+    ids = np.random.default_rng(0).integers(0, 5, length).astype(np.uint8)
+    model = BigramLanguageModel(5, block, seed=1)
+    model.token_table.data[...] *= 50
+    logits = model.token_table.data.astype(float)
+    losses = np.log(np.exp(logits).sum(axis=1))[ids[:-1]] - logits[ids[:-1], ids[1:]]
+    if record:
+        losses = losses[[i for i in range(len(losses)) if i % record < block]]
+    mean, stderr = whole_loss(model, Split(ids, block, record))
+    assert mean == pytest.approx(losses.mean(), rel=1e-5)
+    assert stderr >= 0
+
+
+def test_eval_only_prints_the_losses_of_all_of_a_text(cwd):
+    train(cwd, *QUICK, "--out=run")
+    before = {file: file.read_bytes() for file in sorted(cwd.rglob("*")) if file.is_file()}
+    out = run("train.py", "--eval-only=run", cwd=cwd).stdout
+    assert "text: text.txt, which it was trained on\n" in out
+    assert "over all 2,793 tokens; uniform" in out
+    assert "over all 311 tokens; uniform" in out
+    (cwd / "other.txt").write_text((cwd / "text.txt").read_text()[500:])
+    assert "which it was not trained on" in run("train.py", "--eval-only=run", "--data=other.txt", cwd=cwd).stdout
+    (cwd / "other.txt").unlink()
+    assert {file: file.read_bytes() for file in sorted(cwd.rglob("*")) if file.is_file()} == before
+    for other in ("--max-iters=3", "--resume", "nanogpt-cpu", "--out=x"):
+        err = run("train.py", "--eval-only=run", other, cwd=cwd, status=2).stderr
+        assert " has no effect with --eval-only, which takes --data: leave one of them out" in err

@@ -14,7 +14,7 @@ from gpt.errors import UserError
 from gpt.files import atomic_write, check_size
 from gpt.generate import write_text
 from gpt.memory import check_memory, memory_explained
-from gpt.models.kinds import build_model
+from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
 from gpt.text.bpe import read_tokenizer
@@ -29,7 +29,7 @@ from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
-from gpt.training.verdict import verdict
+from gpt.training.verdict import entropy_given, overfit_verdict, verdict
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
@@ -67,7 +67,7 @@ class Session:
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
-        for sentence in verdict(self.folder.rows(), self.counted, str(self.folder.best)):
+        for sentence in self._verdict():
             say(sentence)
         say(f"more text: python sample.py {argument('--model', self.folder.path)}")
         return 0
@@ -81,6 +81,13 @@ class Session:
         if isinstance(reason, KeyboardInterrupt):
             return 128 + getattr(reason, "number", signal.SIGINT)
         raise reason
+
+    def _verdict(self) -> list[str]:
+        rows, train = self.folder.rows(), self.config.train
+        if not train.overfit:
+            return verdict(rows, self.counted, str(self.folder.best))
+        batch = Trainer(self.model, self.dataset, train).next_batch()
+        return [overfit_verdict(rows, entropy_given(*batch, MODEL_KINDS[train.model].context(self.config.gpt)))]
 
     def _trainer(self) -> Trainer:
         what = self.model, self.dataset, self.config.train
@@ -122,6 +129,8 @@ def start_session(
     config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
 ) -> Session:
     """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
+    if config.train.overfit:
+        config = Config(replace(config.gpt, dropout=0.0), replace(config.train, eval_iters=1))
     _check_dropout(config.gpt.dropout)
     backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
     ready = _ready_tokenizer(config, initial)

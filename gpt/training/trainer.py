@@ -162,12 +162,14 @@ class Trainer:
 
     def _training_starts(self, step: int) -> np.ndarray:
         """Which blocks of the training split are the batch of step `step`."""
-        rng = random.generator(self.config.seed, random.BATCHES, step)
+        rng = random.generator(self.config.seed, random.BATCHES, 0 if self.config.overfit else step)
         return random_starts(self.dataset.train, self.rows_per_step, rng)
 
     def _evaluation_starts(self, i: int) -> tuple[Split, np.ndarray]:
         """Which blocks of which split are evaluation batch number i; those of the training split come first."""
         call, step = divmod(i, self.config.eval_iters)
+        if self.config.overfit and call == 0:
+            return self.dataset.train, self._training_starts(0)
         split = (self.dataset.train, self.dataset.val)[call]
         rng = random.generator(self.config.seed, random.EVALUATION, step, call)
         return split, random_starts(split, self.config.batch_size, rng)

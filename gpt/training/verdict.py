@@ -1,8 +1,12 @@
 """What to make of a run that is over, in two sentences: how good it became, and what kept it from becoming better."""
 
 import math
+from collections import Counter, defaultdict
+
+import numpy as np
 
 APART = 3.0  # standard errors
+CLOSE = 0.05  # nats from the least loss: as good as learnt
 
 
 def verdict(rows: list[dict], counted: dict, where: str) -> list[str]:
@@ -18,6 +22,29 @@ def verdict(rows: list[dict], counted: dict, where: str) -> list[str]:
     error = "" if error is None else f" \u00b1 {error:.4f}"
     first = f"best val loss {best['val_loss']:.4f}{error} at step {best['step']}, {against}: {where}"
     return [first, _about_fitting(rows, best, counted)]
+
+
+def overfit_verdict(rows: list[dict], floor: float) -> str:
+    """Whether the one batch of --overfit was learnt; floor: see `entropy_given`."""
+    learnt = [row["step"] for row in rows if row["train_loss"] is not None and row["train_loss"] <= floor + CLOSE]
+    if learnt:
+        return f"the batch was learnt: by step {learnt[0]} its loss was within {CLOSE} of the {floor:.4f} it can have"
+    least = min((row["train_loss"] for row in rows if row["train_loss"] is not None), default=math.inf)
+    return (
+        f"the batch was not learnt: its loss came to {least:.4f}, and could be {floor:.4f}; more --max-iters, another "
+        "--learning-rate, or a larger model"
+    )
+
+
+def entropy_given(x: np.ndarray, y: np.ndarray, context: int) -> float:
+    """The least mean loss, in nats, of any model that sees at most `context` tokens of a row: that of the frequencies
+    in this batch itself.  x, y: integers (B, T), y one token later."""
+    seen: dict[bytes, Counter] = defaultdict(Counter)
+    for row, targets in zip(x, y, strict=True):
+        for t, target in enumerate(targets.tolist()):
+            seen[row[max(0, t + 1 - context) : t + 1].tobytes()][target] += 1
+    counts = [np.array([*counter.values()], float) for counter in seen.values()]
+    return float(sum(n @ np.log(n.sum() / n) for n in counts) / y.size)
 
 
 def _beside(loss: float, name: str, yardstick: float) -> str:
