@@ -151,7 +151,7 @@ def test_pieces_have_the_tokens_of_the_whole(every, name, monkeypatch):
     whole = [tokenizer._ids(text) for text in texts]
     for size in (1, 7, 100):
         monkeypatch.setattr(gpt.text.bpe, "PIECE", size)
-        pieces = [list(gpt.text.bpe._pieces(text, tokenizer._divides)) for text in texts]
+        pieces = [list(tokenizer._pieces(text)) for text in texts]
         assert ["".join(p) for p in pieces] == texts
         assert len(pieces[0]) == 1 if name == "llama" else len(pieces[0]) > len(PROSE) / 150
         assert [tokenizer._ids(t) if not t.strip() else tokenizer.encode(t).tolist() for t in texts] == whole
@@ -207,9 +207,10 @@ def test_learning_in_pieces_is_learning():
 
 @pytest.mark.parametrize("text", ["acgt" * 50_000, " " * 200_000], ids=["one word", "no word"])
 def test_a_word_without_an_end_takes_no_time_without_an_end(text):
-    start = time.monotonic()
-    assert learn_bpe(text, 260).decode(learn_bpe(text, 260).encode(text)) == text
-    assert time.monotonic() - start < 10  # as one word it takes a minute
+    start = time.process_time()
+    tokenizer = learn_bpe(text, 260)
+    assert time.process_time() - start < 3  # as one word it takes a minute
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_a_bar_on_a_terminal_if_it_takes_long(ours, monkeypatch):
