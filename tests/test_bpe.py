@@ -130,7 +130,7 @@ def every(ours) -> dict[str, SubwordTokenizer]:
 @pytest.mark.parametrize("name", EXACT)
 def test_every_text_comes_back(every, name):
     tokenizer = every[name]
-    for text in [PROSE, "", " ", *NASTY, *nasty_texts(200)]:
+    for text in [PROSE, "", " ", *NASTY, *nasty_texts(50)]:
         if name == "llama":
             text = text.replace("▁", "")  # what it writes for a space
         tokens = tokenizer.encode(text)
@@ -147,9 +147,9 @@ def test_every_text_comes_back(every, name):
 
 @pytest.mark.parametrize("name", [*EXACT, "bert"])
 def test_pieces_have_the_tokens_of_the_whole(every, name, monkeypatch):
-    tokenizer, texts = every[name], [PROSE, *nasty_texts(60), "x" * 500 + " y" * 500, " \n" * 300]
+    tokenizer, texts = every[name], [PROSE, *nasty_texts(20), "x" * 500 + " y" * 500, " \n" * 300]
     whole = [tokenizer._ids(text) for text in texts]
-    for size in (1, 7, 100):
+    for size in (1, 50):
         monkeypatch.setattr(gpt.text.bpe, "PIECE", size)
         pieces = [list(tokenizer._pieces(text)) for text in texts]
         assert ["".join(p) for p in pieces] == texts
@@ -335,7 +335,9 @@ def test_a_checkpoint_carries_all_of_it(tmp_path, every, name):
     loaded = load_checkpoint(tmp_path / "c")
     assert loaded.tokenizer.to_dict() == tokenizer.to_dict()
     assert loaded.config == saved.config
-    assert name != "many" or len(tokenizer.to_dict()["json"]) > MAX_JSON
+    if name == "many":
+        assert len(tokenizer.to_dict()["json"]) > MAX_JSON
+        return
     rewrite(tmp_path / "c", tokenizer=json.dumps({"kind": tokenizer.kind, "json": words(3).to_dict()["json"]}))
     assert_refused(tmp_path / "c", f"is {tokenizer.kind} of 3, its configuration's {tokenizer.kind} of ")
 
