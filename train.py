@@ -3,6 +3,7 @@
 python train.py                                 little-shakespeare, about a minute
 python train.py nanogpt-cpu --data book.txt     another preset, your own text
 python train.py --resume --max-iters 10000      go on with the newest run
+python train.py --init-from runs/mine --data x  a new run that starts from another's weights, or from a GPT-2's
 """
 
 import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
@@ -34,10 +35,9 @@ def main() -> int:
     start = time.monotonic()
     args = parse_arguments(sys.argv[1:])
     with hold_interrupts():
-        from gpt.training.session import (  # after --help and usage errors, which need not wait
-            resume_session,
-            start_session,
-        )
+        # After --help and usage errors, which need not wait.
+        from gpt.training.initial import starting_point
+        from gpt.training.session import resume_session, start_session
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
@@ -45,13 +45,15 @@ def main() -> int:
         raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
+    if args.resume and "init_from" in options:
+        raise UserError("--resume goes on with a run and --init-from begins a new one: leave one of them out")
     if args.resume:
         session = resume_session(args.out, args.preset, options, device)
     else:
-        config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
+        config, initial = starting_point(load_preset(args.preset or DEFAULT_PRESET), options)
         if "vocab_size" in options and config.train.tokenizer != "bpe":
             raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
-        session = start_session(config, args.out, args.overwrite, device)
+        session = start_session(config, args.out, args.overwrite, device, initial)
     return session.run(start + 60 * args.max_minutes)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,11 +19,11 @@ import numpy as np
 
 from gpt.config import Config
 from gpt.errors import MissingLibraryError, UserError, shown
-from gpt.files import atomic_write, explained, open_regular
+from gpt.files import atomic_write, explained
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.settings import check_fields, option
-from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, holds_little, make_header, parsed
+from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, holds_little, make_header, open_tensors, parsed
 from gpt.text.tokenizers import Tokenizer, kind_of, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
@@ -111,6 +110,13 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
     return checkpoint
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file says that it is a checkpoint of this program, of whatever version."""
+    with contextlib.suppress(UserError), open_tensors(path) as file:
+        return file.metadata.get("format", "").startswith(FORMAT.partition("/")[0])
+    return False
+
+
 def saved_at(path: Path) -> float:
     """When the checkpoint was saved, in seconds since 1970: by its own record, which copying does not change, or by its
     file's time if it has none."""
@@ -123,18 +129,14 @@ def saved_at(path: Path) -> float:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[TensorFile]:
     """The file at `path`. Within, what is wrong with it becomes a UserError."""
-    try:
-        with explained("read", path):
-            if not path.exists():
-                raise UserError(f"there is no checkpoint {path}")
-            with os.fdopen(open_regular(path, follow=True), "rb") as raw:
-                file = TensorFile(raw)
-                if file.metadata.get("format") != FORMAT:
-                    found = shown(file.metadata.get("format"))
-                    raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
-                yield file
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error}); use another") from None
+    with explained("read", path):
+        if not path.exists():
+            raise UserError(f"there is no checkpoint {path}")
+    with open_tensors(path) as file:
+        if file.metadata.get("format") != FORMAT:
+            found = shown(file.metadata.get("format"))
+            raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
+        yield file
 
 
 def _from_metadata(metadata: dict[str, str]) -> Checkpoint:

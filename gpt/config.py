@@ -35,6 +35,9 @@ class TrainConfig:
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
+    init_from: str | None = option(
+        None, "weights to start from, and their shape: a run, a checkpoint, or a folder or file with a GPT-2"
+    )
     tokenizer: str = option(
         "char", "symbols: char, the bytes of any file: byte, sub-words: bpe, or a tokenizer.json of Hugging Face's"
     )

@@ -163,7 +163,11 @@ def test_what_is_advised_exists(name):
         ("--dataset=x", "unknown option --dataset; did you mean --data?"),
         ("--epochs 3", "unknown option --epochs; did you mean --max-iters?"),
         ("--out_dir=x", "unknown option --out_dir: a run's folder is --out for train.py"),
-        ("--init_from=resume", "unknown option --init_from: train.py --resume goes on with a run"),
+        ("--init_from=resume", "there is no resume: to go on with a run write --resume"),
+        ("--init_from=scratch", "there is no scratch: leave --init-from out to start from random weights"),
+        ("--init_from=gpt2-xl", "there is no gpt2-xl: get that folder with: hf download openai-community/gpt2-xl "),
+        ("--init-from=missing", "there is no missing: give a run, a checkpoint, or a folder"),
+        ("--init-from=x --resume", "--resume goes on with a run and --init-from begins a new one: leave one of them"),
         ("--device=cuda", "unknown option --device: --backend cupy computes on a GPU"),
         ("--compile", "unknown option --compile: leave it out: there is nothing to compile"),
         ("--wandb_log=True", "unknown option --wandb_log: leave it out: log.jsonl"),
@@ -253,7 +257,8 @@ def test_what_a_run_prints_and_leaves(finished):
         r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n"
         r"(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
-        r"best val loss N; more text: python sample.py --model run\n"
+        r"best val loss N ± N at step \d+, .+ trigram: run/best.safetensors\n.+\n"
+        r"more text: python sample.py --model run\n"
     )
     assert re.fullmatch(shape.replace("N", r"\d\.\d{4}").replace("B", r"\d\.\d{3}"), out), out
     printed = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+) \(([\d.]+) bits", out, re.MULTILINE)

@@ -13,7 +13,7 @@ import pytest
 import gpt.text.dataset
 import gpt.text.sources
 from gpt.errors import UserError
-from gpt.text.dataset import Split, make_dataset, optima, random_starts
+from gpt.text.dataset import Split, _counts, make_dataset, optima, random_starts
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import ByteTokenizer, make_tokenizer
 
@@ -337,6 +337,24 @@ def test_optima_by_hand():
     # One more each: from a, (2, 3) of 5; from b, (2, 1) of 3.
     val = (math.log(3 / 1) + math.log(3 / 2) + math.log(5 / 2) + math.log(5 / 3)) / 4
     assert result["bigram"] == pytest.approx((train, val))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("piece", [1, 5, 1000])
+def test_counts_are_those_of_a_loop(order, piece, monkeypatch):
+    monkeypatch.setattr(gpt.text.dataset, "PIECE", piece)
+    data = dataset("abcabcaabbccabacab" * 3, val_fraction=0.5)
+    ids = data.train.tokens.tolist()
+    expected = np.zeros((3,) * order, int)
+    for i in range(max(1, order - 1), len(ids)):
+        expected[tuple(ids[i - order + 1 : i + 1])] += 1
+    np.testing.assert_array_equal(_counts(data.train, (3,) * order), expected)
+
+
+def test_a_trigram_knows_what_a_bigram_cannot():
+    counted = optima(dataset("aabb" * 50))  # after an a comes either, after two comes b
+    assert counted["trigram"][0] == pytest.approx(0, abs=1e-9)
+    assert counted["bigram"][0] == pytest.approx(np.log(2), rel=0.01)
 
 
 def test_optima_of_ab_strings_are_the_theory():

@@ -8,6 +8,7 @@ from scripts import assert_same_run, log, run, train
 from gpt.checkpoint import load_checkpoint
 from gpt.config import TrainConfig
 from gpt.training.forecast import duration, forecast
+from gpt.training.verdict import verdict
 
 QUICK = ("--max-iters=12", "--eval-interval=3")
 
@@ -110,3 +111,44 @@ def test_a_run_says_how_long_it_takes_before_its_first_evaluation(cwd):
     before, said, _ = train(cwd, *QUICK, "--out=run").stdout.partition("\ntime: about ")
     assert said
     assert "step 0" not in before
+
+
+# --- what to make of it ---
+
+COUNTED = {"uniform": 4.0, "unigram": (3.3, 3.3), "bigram": (2.5, 2.5)}
+TOGETHER, APART, OVER = "stay together", "part since step", "overfitting: since step"
+FITS = {  # train and val losses of the evaluations, and what is said of them
+    "falling": ([4.0, 3.0, 2.0, 1.9], [4.0, 3.01, 2.01, 1.92], TOGETHER),
+    "apart": ([4.0, 3.0, 2.0, 1.6], [4.0, 3.0, 2.2, 2.0], f"{APART} 20, by 0.4000 in the end"),
+    "apart for a while": ([4.0, 2.5, 2.0, 1.9], [4.0, 3.0, 2.0, 1.9], TOGETHER),
+    "overfitting": ([4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.5, 3.0], f"{OVER} 20 the val loss has risen by 0.5000"),
+    "diverging": ([4.0, 3.0, 3.5, 3.6], [4.0, 3.0, 3.5, 3.6], TOGETHER),
+    "noise": ([4.0, 3.0, 2.0, 2.0], [4.0, 3.0, 2.0, 2.02], TOGETHER),
+    "too short": ([4.0, 3.0], [4.0, 3.0], "too few evaluations"),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_the_verdict(name):
+    train_losses, val_losses, said = FITS[name]
+    rows = [
+        {"step": 10 * i, "train_loss": a, "train_stderr": 0.01, "val_loss": b, "val_stderr": 0.01}
+        for i, (a, b) in enumerate(zip(train_losses, val_losses, strict=True))
+    ]
+    first, second = verdict(rows, COUNTED, "run/best.safetensors")
+    best = min(val_losses)
+    assert first.startswith(
+        f"best val loss {best:.4f} ± 0.0100 at step {10 * val_losses.index(best)}, {4 - best:.2f} below"
+    )
+    assert f"{abs(best - 2.5):.2f} {'below' if best < 2.5 else 'above'} bigram: run/best.safetensors" in first
+    assert said in second
+
+
+def test_a_harder_validation_text_is_no_overfitting():
+    rows = [{"step": i, "train_loss": 2.0 - i, "val_loss": 2.3 - i} for i in range(3)]
+    assert APART in verdict(rows, COUNTED, "")[1]
+    assert TOGETHER in verdict(rows, COUNTED | {"bigram": (2.0, 2.4)}, "")[1]
+
+
+def test_no_verdict_without_a_log():
+    assert verdict([{"step": 0, "train_loss": None, "val_loss": None}], COUNTED, "") == []

@@ -38,6 +38,8 @@ REFUSED = {
     f"{TRAIN} --block-size=1 --batch-size=1 --gradient-accumulation-steps={10**9}": "lower --gradient-accum",
     f"{TRAIN} --n-layer={10**8} --n-embd=1 --n-head=1": "--n-layer",
     f"{TRAIN} --block-size=400000 --batch-size=1": "--block-size",
+    f"{TRAIN} --init-from=sparse": "sparse has 1,099,511,627,776 bytes, which need as much memory",
+    f"{TRAIN} --init-from=fifo": "fifo is not a regular file: give another",
     f"{RESUME} --eval-iters={HUGE}": "lower --eval-iters",
     f"{RESUME} --batch-size={10**9}": "lower --batch-size",
     f"{SAMPLE} --num-samples={2**31 - 1}": "lower --num-samples",
@@ -153,5 +155,6 @@ def test_an_answer_is_repeated_in_part_only(cwd, monkeypatch):
 def test_optima_of_large_vocabularies_take_no_table(monkeypatch):
     monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     text = Text("abc" * 30, "test", "test")
+    monkeypatch.setattr(gpt.text.dataset, "MAX_TRIGRAM_VOCAB", 2)
     assert list(optima(make_dataset(text, make_tokenizer("char", text.text), 2))) == ["uniform", "unigram"]
     assert np.isfinite(optima(make_dataset(text, make_tokenizer("char", text.text), 2))["unigram"]).all()

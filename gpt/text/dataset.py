@@ -12,6 +12,7 @@ from gpt.text.sources import Text
 from gpt.text.tokenizers import PIECE, Tokenizer
 
 MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
+MAX_TRIGRAM_VOCAB = 128  # and one of this width to the third 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,34 +112,38 @@ def _utf8(text: str) -> Iterator[bytes]:
 def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
     """Yardsticks for a loss, in nats per token: what one reaches by counting targets alone.
 
-    "uniform" is ln V; "unigram" and "bigram" are the (train, val) losses of the frequencies of tokens and of
-    pairs in training. On train that is the optimum; for val each count is one more, lest the unseen cost
-    infinity. "bigram" is left out above MAX_BIGRAM_VOCAB symbols.
+    "uniform" is ln V; "unigram", "bigram" and "trigram" are the (train, val) losses of the frequencies in training of
+    tokens, pairs and triples. On train that is the optimum; for val each count is one more, of triples a tenth, lest
+    the unseen cost infinity. Left out is what has too large a table: "bigram" above MAX_BIGRAM_VOCAB symbols, "trigram"
+    above MAX_TRIGRAM_VOCAB, and in records, of which too much is at the beginning.
     """
     vocab_size = dataset.tokenizer.vocab_size
     result = {"uniform": math.log(vocab_size)}
-    for name, shape in (("unigram", (vocab_size,)), ("bigram", (vocab_size, vocab_size))):
-        if name == "unigram" or vocab_size <= MAX_BIGRAM_VOCAB:
-            seen, new = _counts(dataset.train, shape), _counts(dataset.val, shape)
-            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
+    orders = (("unigram", math.inf, 1), ("bigram", MAX_BIGRAM_VOCAB, 1), ("trigram", MAX_TRIGRAM_VOCAB, 0.1))
+    for order, (name, most, add) in enumerate(orders, 1):
+        if vocab_size <= most and not (order > 2 and dataset.train.record):
+            seen, new = (_counts(split, (vocab_size,) * order) for split in (dataset.train, dataset.val))
+            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, add)
     return result
 
 
 def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:
-    """How often each token follows another in its record: shape (V,), or (V, V) for how often it follows which. A piece
-    at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
-    counts = np.zeros(shape, np.int64)
-    for start in range(0, len(split.tokens) - 1, PIECE):
-        tokens = split.tokens[start : start + PIECE + 1].astype(np.int64)
-        follows = tokens[1:] if len(shape) == 1 else tokens[:-1] * shape[1] + tokens[1:]
+    """How often each token follows others in its record: shape (V,), (V, V) for how often it follows which, and so on.
+    A piece at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
+    counts, before = np.zeros(shape, np.int64), max(1, len(shape) - 1)
+    for start in range(0, len(split.tokens) - before, PIECE):
+        tokens = split.tokens[start : start + PIECE + before].astype(np.int64)
+        follows = tokens[before:]
+        for distance in range(1, len(shape)):
+            follows = follows + tokens[before - distance : -distance] * shape[0] ** distance
         if split.record:
             follows = follows[np.arange(start + 1, start + len(tokens)) % split.record != 0]
         counts += np.bincount(follows, minlength=counts.size).reshape(shape)
     return counts
 
 
-def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: int) -> float:
-    """Mean -ln p of the `observed` counts under p = (counts + add), normalised; both (V,) or (V, V)."""
+def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: float) -> float:
+    """Mean -ln p of the `observed` counts under p = (counts + add), normalised over the last axis."""
     seen = observed > 0
     n = observed[seen]
     totals = np.broadcast_to(counts.sum(axis=-1, keepdims=True), counts.shape)[seen] + add * counts.shape[-1]

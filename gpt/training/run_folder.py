@@ -1,6 +1,7 @@
 """A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, samples.jsonl, sample.txt."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -116,6 +117,12 @@ class RunFolder:
             descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(descriptor, "ab") as file:
                 file.write(json.dumps(row).encode() + b"\n")
+
+    def rows(self) -> list[dict]:
+        """The log's, but for what is none."""
+        with explained("read", self.log):
+            rows = read_regular(self.log, MAX_LOG).splitlines()
+        return [json.loads(row) for row in rows if _step_of(row) < math.inf]
 
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at `step` will write again: the log's rows after it, the samples' from it on. They

@@ -20,17 +20,20 @@ from gpt.terminal import say, show, tell
 from gpt.text.bpe import read_tokenizer
 from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import kind_of, located, make_tokenizer, readable
+from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.initial import Initial
 from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
+from gpt.training.verdict import verdict
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
+FIXED_INITIALLY = FIXED - {"block_size", "val_fraction"}  # with --init-from
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Session:
     def run(self, deadline: float = math.inf) -> int:
         """Train, sample, and return the exit status. deadline: see TrainingLoop."""
         text = self.dataset.train.characters + self.dataset.val.characters
-        fixed = FIXED | {"data"} if self.checkpoint else set()
+        fixed = FIXED | {"data"} if self.checkpoint else FIXED_INITIALLY if self.config.train.init_from else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
             return self._run(deadline)
 
@@ -64,8 +67,9 @@ class Session:
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
-        more = f"python sample.py {argument('--model', self.folder.path)}"
-        say(f"best val loss {progress.best_val_loss:.4f}; more text: {more}")
+        for sentence in verdict(self.folder.rows(), self.counted, str(self.folder.best)):
+            say(sentence)
+        say(f"more text: python sample.py {argument('--model', self.folder.path)}")
         return 0
 
     def _stopped(self, reason: BaseException, step: int) -> int:
@@ -95,12 +99,12 @@ class Session:
             device += f" in {self.device.dtype}"
         say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
         say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
-        counted = optima(data)
-        uniform = counted.pop("uniform")
+        self.counted = counted = optima(data)
+        uniform = counted["uniform"]
         shown = [f"uniform {uniform:.4f}"]
-        shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
+        shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in [*counted.items()][1:]]
         say(f"losses reached by counting (train / val): {', '.join(shown)}")
-        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in counted.items()}
+        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in [*counted.items()][1:]}
         bits = [f"{name} {data.val.bits_per_character(loss):.3f}" for name, loss in on_val.items()]
         say(f"in bits per character (val): {', '.join(bits)}")
         say(f"run: {self.folder.path}")
@@ -114,25 +118,24 @@ class Session:
         show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
-def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
-    """A new run. Nothing is written before everything has been checked."""
+def start_session(
+    config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
+) -> Session:
+    """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
-    backend, cores = tl.get_backend(device.backend), device.cores
-    train, file = config.train, None
-    if kind_of(train.tokenizer) == "file":
-        file = read_tokenizer(train.tokenizer)
-    least = file.vocab_size if file else config.gpt.vocab_size if train.tokenizer == "bpe" else 1
-    check_memory(config.updated({"vocab_size": least}), backend, cores)  # before a text is made for it
+    backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
+    ready = _ready_tokenizer(config, initial)
+    known = ready.vocab_size if ready else config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": known}), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    split = split_at(text, train.val_fraction)
-    tokenizer = file or make_tokenizer(train.tokenizer, text.text, split, config.gpt.vocab_size)
-    if file and (changes := file.changes(text.text)):
-        say(f"warning: {train.tokenizer} does not give every text back: {changes}")
-    settings = {"data": text.source, "tokenizer": located(train.tokenizer)}
+    tokenizer = initial.tokenizer_for(text.text) if initial else ready or _make_tokenizer(config, text)
+    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
+        say(f"warning: {config.train.tokenizer} does not give every text back: {changes}")
+    settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
-    check_memory(config, backend, cores, len(text.text))
+    check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
+    model = device.place(_make_model(config, tokenizer, initial), config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
@@ -186,6 +189,27 @@ def _load_text(config: Config) -> Text:
     if text.note:
         say(text.note)
     return text
+
+
+def _ready_tokenizer(config: Config, initial: Initial | None) -> Tokenizer | None:
+    """The tokenizer, if there is one before there is a text."""
+    if initial:
+        return initial.tokenizer
+    return read_tokenizer(config.train.tokenizer) if kind_of(config.train.tokenizer) == "file" else None
+
+
+def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
+    split = split_at(text, config.train.val_fraction)
+    return make_tokenizer(config.train.tokenizer, text.text, split, config.gpt.vocab_size)
+
+
+def _make_model(config: Config, tokenizer: Tokenizer, initial: Initial | None) -> LanguageModel:
+    if not initial:
+        return build_model(config.train.model, config.gpt, config.train.seed)
+    model = initial.build_model(config.gpt, tokenizer)
+    say(f"weights: {initial.path}")
+    say(initial.described(tokenizer))
+    return model
 
 
 def _check_dropout(p: float) -> None:
