@@ -26,6 +26,7 @@ from tokenizers import (
     trainers,
 )
 
+import gpt.tensor_file
 import gpt.text.bpe
 import train as script
 from gpt.checkpoint import load_checkpoint, save_checkpoint
@@ -34,7 +35,6 @@ from gpt.config import load_preset
 from gpt.errors import UserError
 from gpt.generate import default_prompt
 from gpt.memory import check_memory
-from gpt.tensor_file import MAX_JSON
 from gpt.text.bpe import SubwordTokenizer, learn_bpe, read_tokenizer
 from gpt.text.dataset import make_dataset, optima, split_at
 from gpt.text.sources import Text
@@ -130,7 +130,7 @@ def every(ours) -> dict[str, SubwordTokenizer]:
 @pytest.mark.parametrize("name", EXACT)
 def test_every_text_comes_back(every, name):
     tokenizer = every[name]
-    for text in [PROSE, "", " ", *NASTY, *nasty_texts(200)]:
+    for text in [PROSE, "", " ", *NASTY, *nasty_texts(50)]:
         if name == "llama":
             text = text.replace("▁", "")  # what it writes for a space
         tokens = tokenizer.encode(text)
@@ -147,11 +147,11 @@ def test_every_text_comes_back(every, name):
 
 @pytest.mark.parametrize("name", [*EXACT, "bert"])
 def test_pieces_have_the_tokens_of_the_whole(every, name, monkeypatch):
-    tokenizer, texts = every[name], [PROSE, *nasty_texts(60), "x" * 500 + " y" * 500, " \n" * 300]
+    tokenizer, texts = every[name], [PROSE, *nasty_texts(20), "x" * 500 + " y" * 500, " \n" * 300]
     whole = [tokenizer._ids(text) for text in texts]
-    for size in (1, 7, 100):
+    for size in (1, 50):
         monkeypatch.setattr(gpt.text.bpe, "PIECE", size)
-        pieces = [list(gpt.text.bpe._pieces(text, tokenizer._divides)) for text in texts]
+        pieces = [list(tokenizer._pieces(text)) for text in texts]
         assert ["".join(p) for p in pieces] == texts
         assert len(pieces[0]) == 1 if name == "llama" else len(pieces[0]) > len(PROSE) / 150
         assert [tokenizer._ids(t) if not t.strip() else tokenizer.encode(t).tolist() for t in texts] == whole
@@ -207,9 +207,10 @@ def test_learning_in_pieces_is_learning():
 
 @pytest.mark.parametrize("text", ["acgt" * 50_000, " " * 200_000], ids=["one word", "no word"])
 def test_a_word_without_an_end_takes_no_time_without_an_end(text):
-    start = time.monotonic()
-    assert learn_bpe(text, 260).decode(learn_bpe(text, 260).encode(text)) == text
-    assert time.monotonic() - start < 10  # as one word it takes a minute
+    start = time.process_time()
+    tokenizer = learn_bpe(text, 260)
+    assert time.process_time() - start < 3  # as one word it takes a minute
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_a_bar_on_a_terminal_if_it_takes_long(ours, monkeypatch):
@@ -327,14 +328,18 @@ def words(count: int) -> SubwordTokenizer:
 
 
 @pytest.mark.parametrize("name", ["ours", "gpt2", "many"])
-def test_a_checkpoint_carries_all_of_it(tmp_path, every, name):
-    tokenizer = words(130_000) if name == "many" else every[name]  # more than the headers of old could hold
+def test_a_checkpoint_carries_all_of_it(tmp_path, every, name, monkeypatch):
+    """Also more of it than there may be of other JSON."""
+    monkeypatch.setattr(gpt.tensor_file, "MAX_JSON", 2**16)
+    tokenizer = words(4000) if name == "many" else every[name]
     saved = make(tokenizer, for_resume=False, n_embd=2)
     save_checkpoint(tmp_path / "c", saved)
     loaded = load_checkpoint(tmp_path / "c")
     assert loaded.tokenizer.to_dict() == tokenizer.to_dict()
     assert loaded.config == saved.config
-    assert name != "many" or len(tokenizer.to_dict()["json"]) > MAX_JSON
+    if name == "many":
+        assert len(tokenizer.to_dict()["json"]) > 2**16
+        return
     rewrite(tmp_path / "c", tokenizer=json.dumps({"kind": tokenizer.kind, "json": words(3).to_dict()["json"]}))
     assert_refused(tmp_path / "c", f"is {tokenizer.kind} of 3, its configuration's {tokenizer.kind} of ")
 

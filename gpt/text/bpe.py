@@ -52,15 +52,13 @@ class SubwordTokenizer:
 
     def knows(self, character: str) -> bool:
         """Whether it comes back."""
-        try:
+        with contextlib.suppress(UserError):
             return self.decode(self.encode(character)) == character
-        except UserError:
-            return False
+        return False
 
     def encode(self, text: str, dtype=np.int64) -> np.ndarray:
         """Tokens of `text`, without those that a tokenizer would put at its ends; UserError if there are none."""
-        pieces = _pieces(text, self._divides)
-        parts = [np.array(self._ids(piece), dtype) for piece in _with_bar(pieces, len(text))]
+        parts = [np.array(self._ids(piece), dtype) for piece in _with_bar(self._pieces(text), len(text))]
         tokens = np.concatenate([np.empty(0, dtype), *parts])
         if text and not len(tokens):
             raise UserError(f"the tokenizer has no token for the text {shortened(repr(text[:50]))}: take another")
@@ -109,8 +107,24 @@ class SubwordTokenizer:
         with _library_errors(f"the tokenizer cannot encode the text {shortened(repr(piece[:50]))}"):
             return self._library.encode_batch_fast([piece], add_special_tokens=False)[0].ids
 
-    def _divides(self, left: str, right: str) -> bool:
-        """Whether a text may be cut between these two: see `_pieces`."""
+    def _pieces(self, text: str) -> Iterator[str]:
+        """`text` in pieces of PIECE characters or more, cut so that no token changes.
+
+        A cut lies after a word. There GPT-2's pattern, ours too, always divides: white space begins what it finds and
+        never ends it, and its one look ahead goes past white space alone, which no piece before a cut ends with. For
+        any other tokenizer the tokens around a place tell, and one that changes what a text begins with leaves the text
+        whole.
+        """
+        start = 0
+        while start < len(text):
+            ends = itertools.islice(WORD_END.finditer(text, start + PIECE), TRIES)
+            end = next((found.start() + 1 for found in ends if self._divides(text, found.start() + 1)), len(text))
+            encoded(text[start:end], "utf-8", start=start)  # which says what is wrong
+            yield text[start:end]
+            start = end
+
+    def _divides(self, text: str, at: int) -> bool:
+        left, right = text[max(at - WINDOW, 0) : at], text[at : at + WINDOW]
         return self._ids(left + right) == self._ids(left) + self._ids(right)
 
 
@@ -150,21 +164,6 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
         raise UserError(f"cannot use {path}: {error}; give a tokenizer.json of Hugging Face's") from None
 
 
-def _pieces(text: str, divides: Callable[[str, str], bool]) -> Iterator[str]:
-    """`text` in pieces of PIECE characters or more, cut so that no token changes.
-
-    A cut lies after a word. There GPT-2's pattern, ours too, always divides: white space begins what it finds and never
-    ends it, and its one look ahead goes past white space alone, which no piece before a cut ends with. For any other
-    tokenizer `divides(left, right)` tells, and one that changes what a text begins with leaves the text whole.
-    """
-    start = 0
-    while start < len(text):
-        end = _cut(text, start + PIECE, divides)
-        encoded(text[start:end], "utf-8", start=start)  # which says what is wrong
-        yield text[start:end]
-        start = end
-
-
 def _with_bar(pieces: Iterable[str], total: int) -> Iterator[str]:
     """The pieces of a text of `total` characters. A terminal shows a bar if they take long."""
     from tqdm import tqdm
@@ -173,15 +172,6 @@ def _with_bar(pieces: Iterable[str], total: int) -> Iterator[str]:
         for piece in pieces:
             yield piece
             bar.update(len(piece))
-
-
-def _cut(text: str, near: int, divides: Callable[[str, str], bool]) -> int:
-    """The first place from `near` on where `text` may be cut; its end if a few are not."""
-    for found in itertools.islice(WORD_END.finditer(text, near), TRIES):
-        at = found.start() + 1
-        if divides(text[max(at - WINDOW, 0) : at], text[at : at + WINDOW]):
-            return at
-    return len(text)
 
 
 @contextlib.contextmanager
