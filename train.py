@@ -15,6 +15,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"train.py: interrupted\n") and 130))
 
 import argparse
+import math
+import time
 from pathlib import Path
 
 from gpt.cli import Parser, add_config_options, run_script
@@ -26,10 +28,11 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite")  # not of the configuration
+NOT_CONFIGURED = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite", "max_minutes")
 
 
 def main() -> int:
+    start = time.monotonic()
     args = parse_arguments(sys.argv[1:])
     with hold_interrupts():
         # After --help and usage errors, which need not wait.
@@ -38,8 +41,10 @@ def main() -> int:
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
+    if not args.max_minutes >= 0:
+        raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
-    options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
+    options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
     if args.resume and "init_from" in options:
         raise UserError("--resume goes on with a run and --init-from begins a new one: leave one of them out")
     if args.resume:
@@ -49,7 +54,7 @@ def main() -> int:
         if "vocab_size" in options and config.train.tokenizer != "bpe":
             raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
         session = start_session(config, args.out, args.overwrite, device, initial)
-    return session.run()
+    return session.run(start + 60 * args.max_minutes)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -77,6 +82,10 @@ def build_parser(defaults: dict) -> Parser:
         "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
     )
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
+    parser.add_argument(
+        "--max-minutes", type=float, default=math.inf, metavar="M",
+        help="stop at the next step after so many minutes, saved and to be resumed (default: none)",
+    )  # fmt: skip
     add_device_options(parser, threads=True)
     add_config_options(parser, defaults)
     return parser

@@ -38,6 +38,8 @@ class Progress:
     best_val_loss: float | None = option(None, "None before the first evaluation", least=0.0)
     evaluated_step: int = option(-1, "the step of the last evaluation", least=-1)
     seconds: float = option(0.0, "spent in all", least=0.0)
+    stale: int = option(0, "evaluations in a row that were not below loss_to_beat by their standard error", least=0)
+    loss_to_beat: float | None = option(None, "the last validation loss that was", least=0.0)
 
     def __post_init__(self):
         check_fields(self)

@@ -74,7 +74,7 @@ def test_underscores_and_negated_flags():
     args = script.parse_arguments(
         ["bigram", "--max_iters=3", "--batch_size", "4", "--no_bias", "--data=a_b", "--qkv-bias"]
     )
-    given = {name: value for name, value in vars(args).items() if name not in script.RUN_OPTIONS}
+    given = {name: value for name, value in vars(args).items() if name not in script.NOT_CONFIGURED}
     assert given == {"max_iters": 3, "batch_size": 4, "bias": False, "data": "a_b", "qkv_bias": True}
     assert args.preset == "bigram"
 
@@ -129,9 +129,9 @@ def test_what_is_advised_exists(name):
         ("--data=", "--data cannot be '': give another value, or leave --data out"),
         ("--learning-rate 1/3", "argument --learning-rate: expected a number such as 0.5 or 1e-3, got '1/3'"),
         ("--learning-rate nan", "learning_rate must be finite, got nan"),
-        ("--learning-rate -0.5", "learning_rate must be at least 0.0, got -0.5"),
+        ("--learning-rate -0.5", "learning_rate must be at least 0, got -0.5"),
         ("--learning-rate 1e999", "learning_rate must be finite, got inf"),
-        ("--dropout 1.5", "dropout must be at most 1.0, got 1.5"),
+        ("--dropout 1.5", "dropout must be at most 1, got 1.5"),
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--activation tanh", "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
         ("--tokenizer word", "tokenizer must be one of char, byte, bpe, or the name of a tokenizer.json, got 'word'"),
@@ -254,7 +254,8 @@ def test_what_a_run_prints_and_leaves(finished):
         rf"model: gpt, {parameters:,} parameters; numpy on \d+ cores?\n"
         r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
         r"in bits per character \(val\): uniform B, unigram B, bigram B\n"
-        r"run: run\n(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
+        r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n"
+        r"(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
         r"best val loss N; more text: python sample.py --model run\n"
     )

@@ -1,6 +1,7 @@
 """What imports what: no CuPy or PyTorch unasked, arrows in one direction, and public names that exist."""
 
 import ast
+import graphlib
 import inspect
 import json
 import operator
@@ -14,11 +15,12 @@ import pytest
 import tensorlite
 from tensorlite import BackendError, get_backend
 
-PACKAGE = Path(tensorlite.__file__).parent
+ROOT = Path(tensorlite.__file__).parent.parent
+PACKAGE = ROOT / "tensorlite"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part of tensorlite may import of the others.
-ARROWS = {
+# What each part of a package may import of the others.
+TENSORLITE = {
     "dtypes": set(),
     "words": set(),
     "decorators": set(),
@@ -31,9 +33,30 @@ ARROWS = {
     "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random", "words"},
     "optim": {"nn", "tensor", "backends", "words"},
     "gradcheck": {"gradcheck", "nn", "tensor", "autograd", "backends"},
+    "tools": {"tools", "autograd", "nn", "tensor"},
     "doctor": {"doctor"},  # of the others the public names only
     "pytest_plugin": set(),  # the same
 }
+PLAIN = {"advice", "errors", "files", "terminal"}  # what knows nothing of language models
+GPT = {
+    "errors": set(),
+    "terminal": set(),
+    "advice": {"terminal"},
+    "files": {"errors"},
+    "settings": {"errors"},
+    "tensor_file": {"errors", "files"},
+    "text": {"text", *PLAIN},
+    "generate": {"errors"},
+    "models": {"models", "generate", "settings", "tensor_file", *PLAIN},
+    "config": {"models", "settings", "text", *PLAIN},
+    "checkpoint": {"config", "models", "settings", "tensor_file", "text", *PLAIN},
+    "device": {"errors", "models"},
+    "memory": {"advice", "config", "errors", "models", "text"},
+    "cli": {"config", "models", *PLAIN},
+}
+GPT["training"] = {"training", *GPT} - {"cli"}
+GPT["export"] = {"export", *GPT}
+ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 
 def imports(path: Path) -> set[str]:
@@ -44,19 +67,19 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
-            here = node.module == "tensorlite"
-            found |= {f"tensorlite.{alias.name}" for alias in node.names} if here else {node.module}
+            here = node.module in ARROWS
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if here else {node.module}
     return found
 
 
 def part(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
 def modules_after(statement: str) -> set[str]:
     """What a fresh interpreter has loaded after the statement."""
     code = f"import sys, json; {statement}; print(json.dumps([*sys.modules]))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(json.loads(out.stdout))
 
 
@@ -64,6 +87,12 @@ def test_importing_tensorlite_loads_neither_cupy_nor_torch():
     loaded = {module.partition(".")[0] for module in modules_after("import tensorlite")}
     assert {"tensorlite", "numpy"} <= loaded
     assert not loaded & {"cupy", "cupyx", "torch", "gpt", "safetensors", "tqdm", "threadpoolctl"}
+
+
+@pytest.mark.parametrize("modules", ["gpt", "gpt.export.__main__, gpt.export.huggingface, gpt.export.onnx"])
+def test_importing_gpt_loads_no_library_that_is_optional(modules):
+    loaded = {module.partition(".")[0] for module in modules_after(f"import {modules}")}
+    assert not loaded & {"cupy", "torch", "onnx", "onnxruntime", "safetensors", "tokenizers", "transformers"}
 
 
 def test_importing_tensorlite_adds_little_to_numpy():
@@ -83,9 +112,9 @@ def test_functional_is_the_ops():
 
 
 def test_every_package_is_installed():
-    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = [".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in SOURCES if path.name == "__init__.py"]
-    assert sorted(listed) == sorted([*found, "gpt"])
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [path.parent.relative_to(ROOT) for package in ARROWS for path in (ROOT / package).rglob("__init__.py")]
+    assert sorted(listed) == sorted(".".join(path.parts) for path in found)
 
 
 def test_only_one_file_imports_cupy():
@@ -98,11 +127,26 @@ def test_only_numpy_and_the_standard_library_are_needed():
     assert top <= set(sys.stdlib_module_names) | {"numpy", "cupy", "cupyx", "nvmath", "ml_dtypes", "tensorlite"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_arrows_point_one_way(path):
-    used = {module.split(".")[1] for module in imports(path) if module.startswith("tensorlite.")}
-    if part(path) != "__init__":
-        assert used <= ARROWS[part(path)]
+@pytest.mark.parametrize("package", ARROWS)
+def test_arrows_point_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        used = {module.split(".")[1] for module in imports(path) if module.startswith(f"{package}.")}
+        if part(path) != "__init__":
+            assert used <= ARROWS[package][part(path)], path
+
+
+def test_nothing_knows_of_the_scripts_nor_tensorlite_of_gpt():
+    for package in ARROWS:
+        for path in (ROOT / package).rglob("*.py"):
+            top = {module.partition(".")[0] for module in imports(path)}
+            assert not top & {"train", "sample", *(["gpt"] if package == "tensorlite" else [])}, path
+
+
+def test_nothing_goes_round_in_circles():
+    """Whatever is imported first, all else can be."""
+    for package in ARROWS:
+        order = graphlib.TopologicalSorter({name: used - {name} for name, used in ARROWS[package].items()})
+        assert set(order.static_order()) >= set(ARROWS[package])
 
 
 def test_cupy_without_cupy_says_what_to_install(monkeypatch):

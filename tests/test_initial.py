@@ -133,7 +133,7 @@ def test_a_preset_gives_settings_for_training_only(copy):
         ("--init-from=wide", "wide has 11 symbols, and the tokenizer "),
         ("--init-from=nano", "nano does not tell its number of attention heads: give it with --n-head"),
         ("--init-from=nano --n-head=2 --tokenizer=bpe", "nano has no tokenizer.json beside it"),
-        ("--dropout=2", "dropout must be at most 1.0, got 2.0"),
+        ("--dropout=2", "dropout must be at most 1, got 2.0"),
     ],
 )  # fmt: skip
 def test_mistake_is_one_sentence_and_leaves_nothing_behind(copy, capsys, args, said):

@@ -72,7 +72,7 @@ class Transformer(nn.Module):
 
 
 class GPT(LanguageModel):
-    """`logits, loss = model(idx, targets)`.
+    """`logits, loss = model(ids, targets)`.
 
     config: see GPTConfig. seed: of the initial weights, N(0, 0.02), for the projections onto the residual stream
     N(0, 0.02 / sqrt(2 n_layer)), as GPT-2's; None for a model that waits for its weights (see `random.scope`).

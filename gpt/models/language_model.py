@@ -25,12 +25,12 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, idx, targets=None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids, targets=None) -> tuple[Tensor, Tensor | None]:
         """(logits (B, T, vocab_size), mean loss in nats per token, or None without targets).
 
-        idx, targets: integers of shape (B, T), arrays or Tensors; a target of -100 is not counted.
+        ids, targets: integers of shape (B, T), arrays or Tensors; a target of -100 is not counted.
         """
-        ids = self._on_device(idx)
+        ids = self._on_device(ids)
         if ids.ndim != 2:
             raise ValueError(f"{type(self).__name__}: expected token ids of shape (B, T), got {ids.shape}")
         if not 0 < ids.shape[1] <= self.block_size:
@@ -40,16 +40,16 @@ class LanguageModel(nn.Module):
         logits = self.logits(ids)
         return logits, None if targets is None else tl.cross_entropy(logits, self._on_device(targets))
 
-    def generate(self, idx, max_new_tokens: int, **options):
-        """idx (B, T) continued by max_new_tokens sampled tokens: a NumPy array (B, T + max_new_tokens).
+    def generate(self, ids, max_new_tokens: int, **options):
+        """ids (B, T) continued by max_new_tokens sampled tokens: a NumPy array (B, T + max_new_tokens).
 
         The options are those of `gpt.generate.sample_tokens`: temperature, top_k, top_p, seed, use_cache.
         """
-        return generate(self, idx, max_new_tokens, **options)
+        return generate(self, ids, max_new_tokens, **options)
 
-    def next_logits(self, idx):
-        """Scores of the token after idx (B, T), from its last block_size tokens: (B, vocab_size) on the host."""
-        ids = self._on_device(idx)[:, -self.block_size :]
+    def next_logits(self, ids):
+        """Scores of the token after ids (B, T), from its last block_size tokens: (B, vocab_size) on the host."""
+        ids = self._on_device(ids)[:, -self.block_size :]
         return self.logits(ids, last_only=True).numpy()[:, -1]
 
     def cached(self, batch_size: int) -> CachedGPT | None:

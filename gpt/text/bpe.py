@@ -98,7 +98,7 @@ class SubwordTokenizer:
         do."""
         for start in range(0, len(text), max(1, len(text) // SAMPLES)):
             piece = text[start : start + SAMPLE]
-            back = self.decode(self.encode(piece))
+            back = self.decode(self._ids(piece))
             if back != piece:
                 at = len(os.path.commonprefix([piece, back]))
                 there = slice(max(at - 10, 0), at + 20)

@@ -1,5 +1,6 @@
 """Putting a training run together: configuration, then data, then model, then the loop."""
 
+import math
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from gpt.config import Config, GPTConfig
 from gpt.device import Device
 from gpt.errors import UserError
 from gpt.files import atomic_write, check_size
-from gpt.generate import default_prompt, stream_text
+from gpt.generate import write_text
 from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
@@ -21,10 +22,11 @@ from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.initial import Initial
 from gpt.training.interrupt import InterruptOnce
-from gpt.training.loop import TrainingLoop
+from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
 
@@ -44,21 +46,23 @@ class Session:
     device: Device
     checkpoint: Checkpoint | None = None  # where to go on from
 
-    def run(self) -> int:
-        """Train, sample, and return the exit status."""
+    def run(self, deadline: float = math.inf) -> int:
+        """Train, sample, and return the exit status. deadline: see TrainingLoop."""
         text = self.dataset.train.characters + self.dataset.val.characters
         fixed = FIXED | {"data"} if self.checkpoint else FIXED_INITIALLY if self.config.train.init_from else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
-            return self._run()
+            return self._run(deadline)
 
-    def _run(self) -> int:
+    def _run(self, deadline: float) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         with InterruptOnce() as interrupts, self._trainer() as trainer:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
                 self.checkpoint = None  # what it held is in the trainer, and need not be held twice
-            reason = TrainingLoop(trainer, self.folder, self.config, progress).run(interrupts)
+            left = forecast(self.config.train, progress.step, progress.evaluated_step, trainer.rehearse())
+            say(f"time: {left.described(self.config.train)}")
+            reason = TrainingLoop(trainer, self.folder, self.config, progress, deadline).run(interrupts)
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
@@ -70,6 +74,8 @@ class Session:
         """Say how to go on. The exit status, if it needs no other sentence."""
         again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
         tell(f"stopped and saved after step {step}; go on with: {again}")
+        if isinstance(reason, TimeUpError):
+            return 0
         if isinstance(reason, KeyboardInterrupt):
             return 128 + getattr(reason, "number", signal.SIGINT)
         raise reason
@@ -102,11 +108,10 @@ class Session:
         say(f"run: {self.folder.path}")
 
     def _sample(self) -> None:
-        """Print a sample of the final model and keep it in the run's folder."""
-        tokenizer = self.dataset.tokenizer
-        prompt = default_prompt(tokenizer)
-        pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
-        text = prompt + "".join(piece for (piece,) in pieces)
+        """Print a sample of the best model and keep it in the run's folder."""
+        best, kind = load_checkpoint(self.folder.best, for_resume=False), self.config.train.model
+        model = self.device.place(best.build_model(), kind)
+        text = write_text(model, self.dataset.tokenizer, SAMPLE_TOKENS, self.config.train.seed)
         atomic_write(self.folder.sample, text + "\n")
         show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
@@ -159,9 +164,12 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
         dataset = None
     if dataset is None or dataset.fingerprint != checkpoint.fingerprint:
         raise UserError(f"{text.name} is not the text that the run in {folder.path} was trained on")
+    stale, patience = checkpoint.progress.stale, config.train.patience
+    if 0 < patience <= stale:
+        raise UserError(f"the run has stopped for want of a new best in {stale} evaluations: raise --patience to go on")
     if checkpoint.progress.evaluated_step >= config.train.max_iters:
         raise UserError(f"the run has its {checkpoint.progress.step} steps: raise --max-iters to go on")
-    folder.rewind_log(checkpoint.progress.step)
+    folder.rewind(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
     checkpoint = replace(checkpoint, config=config)
     model = device.place(checkpoint.build_model(), config.train.model)

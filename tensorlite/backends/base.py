@@ -325,21 +325,21 @@ class Backend:
         if causal:
             scores = self.xp.where(self.future(*scores.shape[-2:]), -math.inf, scores).astype(scores.dtype, copy=False)
         probs = self.softmax(scores)
-        dropped = probs
+        kept = probs
         if keep is not None:
-            dropped = self.select(probs, keep.swapaxes(-1, -2))
-            dropped *= keep_scale
-        return self.gemm(dropped, v, out=out), (probs, dropped)
+            kept = self.select(probs, keep.swapaxes(-1, -2))
+            kept *= keep_scale
+        return self.gemm(kept, v, out=out), (probs, kept)
 
     def attention_vjp(self, gy, q, k, v, saved, scale: float, keep_scale: float, out=(None, None, None)):
         """gq, gk, gv, written into the three arrays of `out` if given.
 
         With P = softmax(S), S = q @ k.T * scale, and D = dropout(P):
         gD = gy @ v.T, gv = D.T @ gy, gS = gD * D - P * sum(gD * D), gq = gS @ k * scale, gk = gS.T @ q * scale."""
-        (probs, dropped), (gq, gk, gv) = saved, out
-        gv = self.gemm(dropped, gy, trans_a=True, out=gv)
+        (probs, kept), (gq, gk, gv) = saved, out
+        gv = self.gemm(kept, gy, trans_a=True, out=gv)
         gscores = self.gemm(gy, v, trans_b=True)
-        gscores *= dropped
+        gscores *= kept
         gscores -= probs * gscores.sum(axis=-1, keepdims=True)
         gscores *= scale
         return self.gemm(gscores, k, out=gq), self.gemm(gscores, q, trans_a=True, out=gk), gv

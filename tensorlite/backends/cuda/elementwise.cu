@@ -86,27 +86,27 @@ __device__ inline Flags draw(Index block, Index seed, Index stream, const u64* s
     // NumPy counts a block up before it makes it, so the first of a stream is number 1.
     u64 counter[4] = {(u64)block + 1, (u64)call, *step, 0};
     philox(counter, seed, stream);
-    Flags kept;
+    Flags keep;
     #pragma unroll
-    for (int k = 0; k < 16; k++) kept.item[k] = ((unsigned)(counter[k / 4] >> k % 4 * 16) & 0xffffu) >= threshold;
-    return kept;
+    for (int k = 0; k < 16; k++) keep.item[k] = ((unsigned)(counter[k / 4] >> k % 4 * 16) & 0xffffu) >= threshold;
+    return keep;
 }
 
-// keep[start + k] = kept.item[k], for those in [0, n).
-__device__ inline void store_flags(bool* keep, Index start, Index n, const Flags& kept) {
-    if (start >= 0 && start % 16 == 0 && start + 16 <= n) { *(Flags*)(keep + start) = kept; return; }
+// keep[start + k] = flags.item[k], for those in [0, n).
+__device__ inline void store_flags(bool* keep, Index start, Index n, const Flags& flags) {
+    if (start >= 0 && start % 16 == 0 && start + 16 <= n) { *(Flags*)(keep + start) = flags; return; }
     #pragma unroll
-    for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = kept.item[k];
+    for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = flags.item[k];
 }
 
-// y = x * kept * scale for the pack at i, plus the residual if there is one.
-__device__ inline void drop_pack(const Stored* x, const bool* kept, const Stored* residual, Stored* y, Index i, Index n,
+// y = x * keep * scale for the pack at i, plus the residual if there is one.
+__device__ inline void drop_pack(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index i, Index n,
                                  Real scale) {
     Pack a = load_pack(x, i, n), b = {};
     if (residual) b = load_pack(residual, i, n);
     #pragma unroll
     for (int k = 0; k < PACK; k++)
-        a.item[k] = stored((i + k < n && kept[k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
+        a.item[k] = stored((i + k < n && keep[k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
     store_pack(y, i, n, a);
 }
 
@@ -133,9 +133,9 @@ KERNEL draw_dropout(const Stored* x, const Stored* residual, Stored* y, bool* ke
                     Index stream, const u64* step, Index call, Index threshold, double scale) {
     Index start = first_element(16);
     if (start >= n) return;
-    Flags kept = draw((first + start) / 16, seed, stream, step, call, threshold);
+    Flags flags = draw((first + start) / 16, seed, stream, step, call, threshold);
     #pragma unroll
     for (int i = 0; i < 16; i += PACK)
-        if (start + i < n) drop_pack(x, kept.item + i, residual, y, start + i, n, scale);
-    store_flags(keep, start, n, kept);
+        if (start + i < n) drop_pack(x, flags.item + i, residual, y, start + i, n, scale);
+    store_flags(keep, start, n, flags);
 }

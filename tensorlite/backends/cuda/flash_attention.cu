@@ -248,12 +248,12 @@ __device__ inline void mask(Slice& slice, float unseen, const Problem& problem, 
 template <bool ROWS_ARE_KEYS, typename Action>
 __device__ inline void for_each_flag(const FlagTile& tile, int row, int column, Action action) {
     const int pitch = (ROWS_ARE_KEYS ? STEP : ROWS) + 16, lane = my_lane(), m_tile = lane / 16 % M_TILES * 16;
-    unsigned kept[4];  // four flags in each
-    if (ROWS_ARE_KEYS) ldmatrix_x4(kept, &tile[(row + m_tile + row_of_mma(lane % 16)) * pitch + column]);
-    else ldmatrix_x4_trans(kept, &tile[(column + column_of_mma(lane % 16)) * pitch + row + m_tile]);
+    unsigned flags[4];  // four flags in each
+    if (ROWS_ARE_KEYS) ldmatrix_x4(flags, &tile[(row + m_tile + row_of_mma(lane % 16)) * pitch + column]);
+    else ldmatrix_x4_trans(flags, &tile[(column + column_of_mma(lane % 16)) * pitch + row + m_tile]);
     for_each_item([&](int m, int j, int e) {
         const int h = e / 2, i = e % 2;
-        unsigned flag = ROWS_ARE_KEYS ? kept[2 * m + h] >> 8 * (2 * j + i) : kept[2 * m + j] >> 8 * (2 * i + h);
+        unsigned flag = ROWS_ARE_KEYS ? flags[2 * m + h] >> 8 * (2 * j + i) : flags[2 * m + j] >> 8 * (2 * i + h);
         action(m, j, e, flag & 1);
     });
 }
@@ -400,8 +400,8 @@ KERNEL flash_attention(
         if (keep)
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
-                for_each_flag<false>(tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool kept) {
-                    if (!kept) scores[s][m][j][e] = 0;  // the others are scaled at the end
+                for_each_flag<false>(tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool keep) {
+                    if (!keep) scores[s][m][j][e] = 0;  // the others are scaled at the end
                 });
 #pragma unroll
         for (int s = 0; s < SLICES; s++) accumulate(sums, scores[s], &kv.b[16 * s]);
@@ -515,9 +515,9 @@ __device__ inline void backward(
             for_each_item([&](int m, int j, int e) { probs[m][j][e] = weights[m][j][e] = power_of_2(probs[m][j][e]); });
             if (problem.keep)
                 for_each_flag<ROWS_ARE_KEYS>(
-                    tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool kept) {
-                        weights[m][j][e] = kept ? weights[m][j][e] * problem.keep_scale : 0;
-                        if (!kept) gweights[m][j][e] = 0;
+                    tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool keep) {
+                        weights[m][j][e] = keep ? weights[m][j][e] * problem.keep_scale : 0;
+                        if (!keep) gweights[m][j][e] = 0;
                     });
             if (ROWS_ARE_KEYS) accumulate(sums_b, weights, &columns.b[16 * s]);
             for_each_item([&](int m, int j, int e) {
