@@ -1,8 +1,10 @@
 """A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, sample.txt."""
 
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from gpt.checkpoint import saved_at
@@ -24,6 +26,7 @@ except ImportError:  # Windows
 
 RUNS = Path("runs")
 MAX_LOG = 2**28  # bytes: a million rows
+LOOKING_SECONDS = 0.1  # in which `is_training` has looked
 
 
 class Lock:
@@ -42,7 +45,7 @@ class Lock:
         locked = False
         for descriptor in self._descriptors if fcntl else ():
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
                 locked = True
             except BlockingIOError:
                 self.close()
@@ -58,6 +61,29 @@ class Lock:
             os.close(self._descriptors.pop())
 
     __del__ = close
+
+
+def _lock(descriptor: int) -> None:
+    """Lock it; BlockingIOError if it is locked, and not for the instant that `is_training` takes."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOOKING_SECONDS)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process trains in `folder`, as far as its lock tells. Nothing is written there, and nothing kept."""
+    for path in (folder, folder / ".lock") if fcntl else ():
+        with contextlib.suppress(OSError, UserError):  # no lock, or none that can be asked
+            descriptor = os.open(path, os.O_RDONLY) if path == folder else open_regular(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+    return False
 
 
 class RunFolder:
@@ -160,10 +186,34 @@ def _make_first_free(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{n}")
 
 
-def _step_of(row: bytes) -> float:
-    """The step of a log row; infinite for what is no row, or one that a crash cut short."""
-    try:
-        step = json.loads(row)["step"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        step = None
-    return step if type(step) is int and step >= 0 else float("inf")
+def read_log(folder: Path) -> tuple[list[dict[str, float | None]], str]:
+    """The rows of a run's log by their steps, and what is wrong with it in a few words, or "".
+
+    Only the numbers of a row are taken, with None for one that is infinite, nan, or beyond float32. What is no row, as
+    when a crash cut it short, is left out.
+    """
+    with explained("read", folder / "log.jsonl"):
+        lines = read_regular(folder / "log.jsonl", MAX_LOG).splitlines()
+    rows = [_row(line) for line in lines]
+    wrong = [number for number, row in enumerate(rows, 1) if row is None]
+    numbers = {row["step"]: {key: _number(value) for key, value in row.items()} for row in rows if row is not None}
+    return [numbers[step] for step in sorted(numbers)], f"row {wrong[0]} of log.jsonl is none" if wrong else ""
+
+
+def _number(value: object) -> float | None:
+    return value if type(value) in (int, float) and abs(value) < 2**127 else None
+
+
+def _row(line: bytes) -> dict | None:
+    """A row of the log; None for what is none, or one that a crash cut short."""
+    with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63:
+            return row
+    return None
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a log row; infinite for what is none."""
+    row = _row(line)
+    return float("inf") if row is None else row["step"]

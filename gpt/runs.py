@@ -1,0 +1,197 @@
+"""List runs, or hold two of them against each other.
+
+python -m gpt.runs                      those in runs/, the newest first
+python -m gpt.runs elsewhere --sort loss
+python -m gpt.runs runs/a runs/b        the settings in which they differ, and their losses
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt.checkpoint import Checkpoint, load_checkpoint, saved_at
+from gpt.cli import Parser, run_script
+from gpt.config import Config, load_preset
+from gpt.errors import UserError
+from gpt.files import explained, refuse_link
+from gpt.models.kinds import MODEL_KINDS
+from gpt.terminal import printable, say
+from gpt.text.tokenizers import readable
+from gpt.training.run_folder import RUNS, is_training, read_log
+
+WIDTH = 100  # characters of a line
+LAST, CONFIG, BEST, LOG = FILES = ("last.safetensors", "config.toml", "best.safetensors", "log.jsonl")
+TITLES = {
+    "name": "run", "text": "text", "model": "model", "parameters": "parameters", "steps": "steps", "time": "time",
+    "loss": "val loss", "bits": "bits/char", "state": "state",
+}  # fmt: skip
+FORMATS = {
+    "parameters": lambda n: f"{n:,}" if n < 1e6 else f"{n / 1e6:.1f}M",
+    "time": tqdm.format_interval, "loss": "{:.4f}".format, "bits": "{:.3f}".format,
+}  # fmt: skip
+NUMBERS = ("parameters", "steps", "time", "val loss", "bits/char")
+
+
+@dataclass
+class Run:
+    """What is known of a run without reading its weights."""
+
+    folder: Path
+    training: bool = False
+    saved: float = 0.0  # seconds since 1970
+    last: Checkpoint | None = None  # without its arrays
+    config: Config | None = None
+    rows: list[dict] = field(default_factory=list)
+    problem: str = ""  # in few words
+
+    @property
+    def best(self) -> dict:
+        """The row of the log with the lowest validation loss; {} if there is none."""
+        evaluated = [row for row in self.rows if row.get("val_loss") is not None]
+        return min(evaluated, key=lambda row: row["val_loss"], default={})
+
+    def values(self) -> dict:
+        """What is listed and sorted by; None for what is not known."""
+        config, progress, row = self.config, self.last and self.last.progress, (self.rows or [{}])[-1]
+        done = progress and progress.evaluated_step >= config.train.max_iters
+        return {
+            "newest": -self.saved,
+            "of": config and config.train.max_iters,
+            "name": self.folder.name or str(self.folder),
+            "model": config and config.train.model,
+            "parameters": config and MODEL_KINDS[config.train.model].num_parameters(config.gpt),
+            "text": config and Path(config.train.data or "").name,
+            "steps": progress.step if progress else row.get("step"),
+            "time": progress.seconds if progress else row.get("elapsed"),
+            "loss": self.best.get("val_loss"),
+            "bits": self.best.get("val_bits_per_character"),
+            "state": "running" if self.training else "damaged" if self.problem else "finished" if done else "stopped",
+        }
+
+
+def main() -> int:
+    parser = Parser(prog="python -m gpt.runs", description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER", help="of runs, or two runs (default: runs)")
+    keys = ("newest", *TITLES)
+    parser.add_argument("--sort", choices=keys, metavar="KEY", help=f"{', '.join(keys)} (default: newest)")
+    args = parser.parse_args()
+    if len(args.paths) > 2 or (args.sort and len(args.paths) == 2):
+        raise UserError("expected a folder of runs, perhaps with --sort, or two runs: leave out the rest")
+    lines = compared(*map(read, args.paths)) if len(args.paths) == 2 else listed(*args.paths or [RUNS], args.sort)
+    for line in lines:
+        say(line.rstrip())
+    return 0
+
+
+def read(folder: Path) -> Run:
+    """What the files of a run say. Whatever is wrong with them is its `problem`; one that trains need not have all."""
+    run, problems = Run(folder, is_training(folder)), []
+
+    def part(name: str, reader, needed: bool = True):
+        path = folder / name
+        try:
+            refuse_link(path)
+            if needed or path.exists():
+                run.saved = run.saved or saved_at(path)
+                return reader(path)
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except (UserError, OSError) as error:
+            problems.append(_in_few_words(str(error), path))
+        return None
+
+    run.last = part(LAST, lambda path: load_checkpoint(path, values=False))
+    run.config = part(CONFIG, lambda path: load_preset(str(path)))
+    run.config = run.last.config if run.last else run.config
+    evaluated = run.last is None or run.last.progress.evaluated_step >= 0  # else it was stopped before that
+    part(BEST, lambda path: load_checkpoint(path, values=False), evaluated)
+    run.rows, problem = part(LOG, lambda path: read_log(folder), evaluated) or ([], "")
+    run.problem = [*problems, problem][0]
+    return run
+
+
+def _in_few_words(error: str, path: Path) -> str:
+    """A sentence about `path` without advice; of one about a checkpoint the reason alone, which is in brackets."""
+    reason = re.search(r"\((.*)\)", error) if path.suffix == ".safetensors" else None
+    return f"{path.name}: {reason[1]}" if reason else error.replace(str(path), path.name).split("; ")[0]
+
+
+def listed(folder: Path, sort: str | None) -> list[str]:
+    """A table of the runs in `folder`, and below it what is wrong with which."""
+    with explained("read", folder):
+        folders = sorted(path for path in (folder, *folder.iterdir()) if _is_run(path))
+    if not folders:
+        raise UserError(f"there is no run in {folder.absolute()}: train one with python train.py, or name its folder")
+    found, key = [(run, run.values()) for run in map(read, folders)], sort or "newest"
+    found.sort(key=lambda pair: (pair[1][key] is None, pair[1][key] or 0))
+    table = [TITLES, *(_cells(values) for _, values in found)]
+    if all(row["bits"] == "-" for row in table[1:]):
+        table = [{column: cell for column, cell in row.items() if column != "bits"} for row in table]
+    damaged = [f"damaged: {run.folder.name}: {run.problem}" for run, values in found if values["state"] == "damaged"]
+    return [*_aligned([[*row.values()] for row in table]), *(_printable(line)[:WIDTH] for line in damaged)]
+
+
+def _is_run(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any((folder / name).exists() for name in FILES)
+    return False
+
+
+def _cells(values: dict) -> dict[str, str]:
+    """What the table shows of a run's values."""
+    cells = {}
+    for column in TITLES:
+        value, form = values[column], FORMATS.get(column, str)
+        cells[column] = "-" if value is None else _printable(form(value))
+    if values["of"] is not None:
+        cells["steps"] += f"/{values['of']}"
+    return cells
+
+
+def compared(a: Run, b: Run) -> list[str]:
+    """The settings in which two runs differ, and their losses side by side."""
+    for run in (a, b):
+        if run.config is None:
+            raise UserError(f"{run.folder} cannot be compared: {run.problem}; name another run")
+    known = [run.config.to_dict() | {"fingerprint": run.last and run.last.fingerprint[:12]} for run in (a, b)]
+    table = [["", *(run.folder.resolve().name for run in (a, b))]]
+    for key in dict.fromkeys([*known[0], *known[1]]):
+        if known[0].get(key) != known[1].get(key):
+            table.append([key, *(str(values.get(key, "-")) for values in known)])
+    best = [f"{run.best['val_loss']:.4f} at step {run.best['step']:,}" if run.best else "-" for run in (a, b)]
+    table += [["best val loss", *best], ["", "train / val", "train / val"]]
+    losses = [{row["step"]: " / ".join(_loss(row.get(f"{part}_loss")) for part in ("train", "val")) for row in run.rows}
+              for run in (a, b)]  # fmt: skip
+    for step in sorted({*losses[0], *losses[1]}):
+        table.append([f"step {step:,}", *(rows.get(step, "-") for rows in losses)])
+    return _aligned([[_cut(_printable(cell), 36) for cell in row] for row in table])
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """The rows in columns, those of numbers to the right. The first two give way where a line would be too long."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for i in (0, 1):
+        widths[i] = max(12, min(widths[i], widths[i] + WIDTH - sum(widths) - 2 * len(widths[1:])))
+    right = [title in NUMBERS for title in table[0]]
+    return ["  ".join(_cut(cell, width).rjust(width) if number else _cut(cell, width).ljust(width)
+                      for cell, width, number in zip(row, widths, right, strict=True)) for row in table]  # fmt: skip
+
+
+def _cut(text: str, most: int) -> str:
+    """`text`, or its end: where names tend to differ."""
+    return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
+
+
+def _printable(text: str) -> str:
+    return printable(readable(text))
+
+
+if __name__ == "__main__":
+    run_script(main, "give another folder")
