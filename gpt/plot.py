@@ -81,7 +81,9 @@ def draw(folders: list[Path], out: Path, x: str = "step") -> None:
         matplotlib.rcdefaults()  # whatever the user's are
         matplotlib.rcParams.update(STYLE)
         figure = _figure(runs, x)
-        figure.savefig(picture, format=kind, dpi=192, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(
+            picture, format=kind, dpi=192, metadata=dict.fromkeys(("Date", "Creator")) if kind == "svg" else None
+        )
     atomic_write(out, picture.getvalue())
 
 

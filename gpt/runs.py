@@ -25,7 +25,7 @@ from gpt.training.run_folder import RUNS, is_training, read_log
 WIDTH = 100  # characters of a line
 LAST, CONFIG, BEST, LOG = FILES = ("last.safetensors", "config.toml", "best.safetensors", "log.jsonl")
 TITLES = {
-    "name": "run", "text": "text", "model": "model", "parameters": "parameters", "steps": "steps", "time": "time",
+    "name": "name", "text": "text", "model": "model", "parameters": "parameters", "steps": "steps", "time": "time",
     "loss": "val loss", "bits": "bits/char", "state": "state",
 }  # fmt: skip
 FORMATS = {
@@ -94,11 +94,10 @@ def read(folder: Path) -> Run:
         path = folder / name
         try:
             refuse_link(path)
-            if needed or path.exists():
+            if path.exists():
                 run.saved = run.saved or saved_at(path)
                 return reader(path)
-        except FileNotFoundError:
-            problems.append(f"{name} is missing")
+            problems.extend([f"{name} is missing"] * needed)
         except (UserError, OSError) as error:
             problems.append(_in_few_words(str(error), path))
         return None
@@ -114,9 +113,10 @@ def read(folder: Path) -> Run:
 
 
 def _in_few_words(error: str, path: Path) -> str:
-    """A sentence about `path` without advice; of one about a checkpoint the reason alone, which is in brackets."""
+    """A sentence from the name of `path` on, without advice; of one about a checkpoint the reason in brackets alone."""
     reason = re.search(r"\((.*)\)", error) if path.suffix == ".safetensors" else None
-    return f"{path.name}: {reason[1]}" if reason else error.replace(str(path), path.name).split("; ")[0]
+    sentence = error.replace(str(path), path.name).split("; ")[0]
+    return f"{path.name}: {reason[1]}" if reason else sentence[max(sentence.find(path.name), 0) :]
 
 
 def listed(folder: Path, sort: str | None) -> list[str]:
@@ -178,7 +178,7 @@ def _aligned(table: list[list[str]]) -> list[str]:
     """The rows in columns, those of numbers to the right. The first two give way where a line would be too long."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for i in (0, 1):
-        widths[i] = max(12, min(widths[i], widths[i] + WIDTH - sum(widths) - 2 * len(widths[1:])))
+        widths[i] = min(widths[i], max(12, widths[i] + WIDTH - sum(widths) - 2 * len(widths[1:])))
     right = [title in NUMBERS for title in table[0]]
     return ["  ".join(_cut(cell, width).rjust(width) if number else _cut(cell, width).ljust(width)
                       for cell, width, number in zip(row, widths, right, strict=True)) for row in table]  # fmt: skip

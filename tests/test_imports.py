@@ -54,6 +54,7 @@ GPT = {
     "cli": {"config", "models", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
+GPT |= dict.fromkeys(("plot", "runs", "inspect"), {"training", *GPT})  # commands
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 

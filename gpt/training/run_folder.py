@@ -197,7 +197,7 @@ def read_log(folder: Path) -> tuple[list[dict[str, float | None]], str]:
     rows = [_row(line) for line in lines]
     wrong = [number for number, row in enumerate(rows, 1) if row is None]
     numbers = {row["step"]: {key: _number(value) for key, value in row.items()} for row in rows if row is not None}
-    return [numbers[step] for step in sorted(numbers)], f"row {wrong[0]} of log.jsonl is none" if wrong else ""
+    return [numbers[step] for step in sorted(numbers)], f"row {wrong[0]} of log.jsonl is damaged" if wrong else ""
 
 
 def _number(value: object) -> float | None:
