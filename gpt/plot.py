@@ -7,12 +7,13 @@ python -m gpt.plot runs/a runs/b --x time --out ab.png    two runs, by the time 
 import io
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt.cli import Parser, run_script
 from gpt.errors import UserError
-from gpt.files import atomic_write, explained, try_write
+from gpt.files import atomic_write, explained
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
 from gpt.training.run_folder import read_log
@@ -21,12 +22,12 @@ MISSING = 'a picture of the losses needs Matplotlib: pip install -e ".[plot]"'
 YARDSTICKS = ("uniform", "unigram", "bigram")  # losses that counting reaches, if the log has them
 PANELS = {"lr": "learning rate", "grad_norm": "gradient norm"}
 # Two cycles of different lengths, so that thirty runs can be told apart, and six without colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#7B3294", "#E69F00")  # Okabe and Ito's, for any eye; of like darkness
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#7B3294", "#E69F00")  # Okabe and Ito's, for any eye
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 MOST_POINTS, MOST_MARKERS = 1000, 24  # of a line
-MOST_NAME = 32  # characters: two runs fit side by side
+MOST_NAME = 28  # characters: two runs fit side by side
 LOG_FROM = 15  # times the smallest value is the largest one of a logarithmic axis
-UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
+UNITS = ((180, 1, "seconds"), (10800, 60, "minutes"), (math.inf, 3600, "hours"))  # up to when, how long, and its name
 TRAINING = {"linestyle": (0, (4, 2)), "linewidth": 1.1, "markerfacecolor": "white"}
 STYLE = {
     "axes.edgecolor": "#888888", "axes.grid": True, "axes.spines.right": False, "axes.spines.top": False,
@@ -36,12 +37,14 @@ STYLE = {
 
 
 class Run(NamedTuple):
-    """What is drawn of a run: columns of equal length, with nan for what is missing."""
+    """What is drawn of a run, and how: columns of equal length, with nan for what is missing."""
 
     name: str
     columns: dict[str, list[float]]
     best: int | None  # the row of the lowest validation loss
     yardsticks: dict[str, float]
+    colour: str
+    marker: str
 
 
 def main() -> int:
@@ -67,66 +70,63 @@ def draw_run(folder: Path, out: Path) -> str | None:
 
 def draw(folders: list[Path], out: Path, x: str = "step") -> None:
     """Draw runs over each other into `out`, an .svg or .png, by "step" or by "time"."""
-    if out.suffix.lower() not in (".svg", ".png"):
+    kind = out.suffix[1:].lower()
+    if kind not in ("svg", "png"):
         raise UserError(f"--out must end in .svg or .png, got {out}")
     try:
         import matplotlib
     except ImportError:
         raise UserError(MISSING) from None
-    runs = [_read(folder) for folder in folders]
-    try_write(out)
-    picture, kind = io.BytesIO(), out.suffix[1:].lower()
+    runs, picture = [_read(folder, i) for i, folder in enumerate(folders)], io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that the font lacks, in a run's name
         matplotlib.rcdefaults()  # whatever the user's are
         matplotlib.rcParams.update(STYLE)
-        figure = _figure(runs, x)
-        figure.savefig(
-            picture, format=kind, dpi=192, metadata=dict.fromkeys(("Date", "Creator")) if kind == "svg" else None
-        )
+        undated = dict.fromkeys(("Date", "Creator")) if kind == "svg" else None
+        _figure(runs, x).savefig(picture, format=kind, dpi=192, metadata=undated)
     atomic_write(out, picture.getvalue())
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path, i: int) -> Run:
+    """The `i`-th run of a picture."""
     with explained("read", folder):
         rows, _ = read_log(folder)
     if not rows:
         raise UserError(f"there is nothing to draw in {folder}: its log.jsonl has no evaluation")
-    losses = [(row["val_loss"], i) for i, row in enumerate(rows) if row.get("val_loss") is not None]
-    best = min(losses)[1] if losses else None
+    evaluated = [i for i, row in enumerate(rows) if row.get("val_loss") is not None]
+    best = min(evaluated, key=lambda i: rows[i]["val_loss"], default=None)
     every = math.ceil(len(rows) / MOST_POINTS)
     kept = [i for i in range(len(rows)) if i % every == 0 or i in (best, len(rows) - 1)]
     names = ("step", "elapsed", "train_loss", "train_stderr", "val_loss", "val_stderr", *PANELS)
     columns = {name: [math.nan if (v := rows[i].get(name)) is None else v for i in kept] for name in names}
     yardsticks = {name: rows[0][name] for name in YARDSTICKS if rows[0].get(name) is not None}
-    name = printable(readable(folder.resolve().name or str(folder)))
+    name = printable(readable(folder.resolve().name))
     name = name if len(name) <= MOST_NAME else f"…{name[1 - MOST_NAME :]}"
-    return Run(name.replace("$", r"\$"), columns, None if best is None else kept.index(best), yardsticks)
+    how = COLOURS[i % len(COLOURS)], [*MARKERS][i % len(MARKERS)]
+    return Run(name.replace("$", r"\$"), columns, None if best is None else kept.index(best), yardsticks, *how)
 
 
 def _figure(runs: list[Run], x: str):
     """The picture: 800 pixels wide as an SVG."""
     from matplotlib.figure import Figure
 
-    panels = [key for key in PANELS if any(math.isfinite(value) for run in runs for value in run.columns[key])]
+    panels = [key for key in PANELS if _finite(run.columns[key] for run in runs)]
     figure = Figure(figsize=(800 / 96, (360 + 90 * len(panels) + 9 * len(runs)) / 96), layout="constrained")
-    losses, *small = figure.subplots(
-        1 + len(panels), sharex=True, squeeze=False, height_ratios=[4.5] + [1] * len(panels)
-    )[:, 0]
-    label, unit = "step", 1
+    heights = [4.5] + [1] * len(panels)
+    losses, *small = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    column, unit, label = "step", 1, "step"
     if x == "time":
-        longest = max((t for run in runs for t in run.columns["elapsed"] if math.isfinite(t)), default=0)
-        label = "seconds" if longest < 180 else "minutes" if longest < 10800 else "hours"
-        unit = UNITS[label]
-    for run, colour, marker in zip(runs, COLOURS * len(runs), [*MARKERS] * len(runs), strict=False):
-        xs = [value / unit for value in run.columns["elapsed" if x == "time" else "step"]]
-        _draw_losses(losses, run, xs, colour, marker)
+        longest = max(_finite(run.columns["elapsed"] for run in runs), default=0)
+        column, (_, unit, label) = "elapsed", next(row for row in UNITS if longest < row[0])
+    for run in runs:
+        xs = [value / unit for value in run.columns[column]]
+        _draw_losses(losses, run, xs)
         for axes, key in zip(small, panels, strict=True):
-            axes.plot(xs, run.columns[key], **_line(run, colour, marker, size=3))
+            axes.plot(xs, run.columns[key], **_line(run, size=3))
     for axes, key in zip(small, panels, strict=True):
         axes.set_title(PANELS[key], loc="left", fontsize="small")
-        values = [value for run in runs for value in run.columns[key] if math.isfinite(value)]
-        peaks = [max(filter(math.isfinite, run.columns[key]), default=math.nan) for run in runs]
+        values = _finite(run.columns[key] for run in runs)
+        peaks = [max(found) for run in runs if (found := _finite([run.columns[key]]))]
         if not _scale_by(axes, peaks if key == "lr" else values):  # a decay to almost 0 is best seen as it is
             axes.set_ylim(0, 1.2 * max(values) or 1)
     _finish(losses, runs)
@@ -136,70 +136,67 @@ def _figure(runs: list[Run], x: str):
     return figure
 
 
-def _line(run: Run, colour: str, marker: str, size: float = 5) -> dict:
-    every = math.ceil(len(run.columns["step"]) / MOST_MARKERS)
-    return {"color": colour, "marker": marker, "markersize": size, "markevery": every, "linewidth": 1.4}
-
-
-def _draw_losses(axes, run: Run, xs: list[float], colour: str, marker: str) -> None:
+def _draw_losses(axes, run: Run, xs: list[float]) -> None:
     """Both losses with their bands, the best point, and a cross at the top where a loss was not finite."""
-    styles = {"val": {}, "train": TRAINING}
-    for part, style in styles.items():
+    for part, style in (("val", {}), ("train", TRAINING)):
         loss, error = run.columns[f"{part}_loss"], run.columns[f"{part}_stderr"]
-        axes.plot(xs, loss, **_line(run, colour, marker) | style)
+        axes.plot(xs, loss, **_line(run) | style)
         low, high = ([a + sign * b for a, b in zip(loss, error, strict=True)] for sign in (-1, 1))
-        axes.fill_between(xs, low, high, color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(xs, low, high, color=run.colour, alpha=0.25, linewidth=0)
         if len(xs) <= MOST_MARKERS:
-            axes.vlines(xs, low, high, color=colour, linewidth=0.8)  # which a point alone has too
+            axes.vlines(xs, low, high, color=run.colour, linewidth=0.8, zorder=1.5)  # which a point alone has too
         lost = [at for at, value in zip(xs, loss, strict=True) if not math.isfinite(value)]
-        if lost:
-            axes.plot(lost, [1] * len(lost), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+        if lost:  # the height is the axes', not the data's
+            axes.plot(lost, [1] * len(lost), "x", color=run.colour, transform=axes.get_xaxis_transform(), clip_on=False)
     if run.best is not None:
         at = xs[run.best], run.columns["val_loss"][run.best]
         axes.plot(*at, "o", markersize=11, markerfacecolor="none", markeredgecolor="black")
 
 
+def _line(run: Run, size: float = 5) -> dict:
+    every = math.ceil(len(run.columns["step"]) / MOST_MARKERS)
+    return {"color": run.colour, "marker": run.marker, "markersize": size, "markevery": every, "linewidth": 1.4}
+
+
 def _finish(axes, runs: list[Run]) -> None:
     """The scale; the legend; at the right the values of the yardsticks and of the best points."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     labels, handles = [], []
     if all(run.yardsticks == runs[0].yardsticks for run in runs):  # else they are of different texts
         for name, value in runs[0].yardsticks.items():
             axes.axhline(value, color="#444444", linewidth=1, linestyle=":", zorder=1)
             labels.append((value, f"{name} {value:.3f}", "#444444"))
-    for run, colour, marker in zip(runs, COLOURS * len(runs), [*MARKERS] * len(runs), strict=False):
+    for run in runs:
         best = ""
         if run.best is not None:
             value, step = run.columns["val_loss"][run.best], run.columns["step"][run.best]
-            labels.append((value, f"{MARKERS[marker]} {value:.4f}", colour))
+            labels.append((value, f"{MARKERS[run.marker]} {value:.4f}", run.colour))
             best = f": best {value:.4f} at step {step:,}"
-        handles.append(Line2D([], [], color=colour, marker=marker, label=f" {run.name}{best}"))
+        handles.append(Line2D([], [], color=run.colour, marker=run.marker, label=f" {run.name}{best}"))
     for label, style in (("validation", {}), ("training", TRAINING)):
         handles.append(Line2D([], [], color="black", marker="o", markersize=5, label=label, **style))
+    handles.append(Patch(color="black", alpha=0.25, linewidth=0, label="± standard error"))
     drawn = [value for run in runs for part in ("val_loss", "train_loss") for value in run.columns[part]]
     if not all(map(math.isfinite, drawn)):
         handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="not finite"))
     columns = len(handles) if len(runs) == 1 else 2
-    size = "medium" if len(runs) == 1 else "small"
-    axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=size)
+    axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize="small", columnspacing=1.2)
     axes.set_ylabel("loss (nats per token)")
-    _scale_by(axes, drawn + [value for value, _, _ in labels])
-    _label_at_right(axes, labels)
-
-
-def _label_at_right(axes, labels: list[tuple[float, str, str]]) -> None:
-    """Each text at the height of its value, or above the one below it."""
+    _scale_by(axes, _finite([drawn]) + [value for value, _, _ in labels])
     lowest, (bottom, top), scaled = -1.0, axes.get_ylim(), axes.yaxis.get_transform().transform
-    for value, text, colour in sorted(labels):
-        height = (scaled(value) - scaled(bottom)) / (scaled(top) - scaled(bottom))
-        lowest = max(height, lowest + 0.055)
+    for value, text, colour in sorted(labels):  # each at its height, or above the one below it
+        lowest = max((scaled(value) - scaled(bottom)) / (scaled(top) - scaled(bottom)), lowest + 0.055)
         axes.text(1.01, lowest, text, color=colour, fontsize="small", va="center", transform=axes.transAxes)
+
+
+def _finite(columns: Iterable[list[float]]) -> list[float]:
+    return [value for column in columns for value in column if math.isfinite(value)]
 
 
 def _scale_by(axes, values: list[float]) -> bool:
     """Whether the axis is logarithmic now, for its values are of different magnitudes."""
-    values = [value for value in values if math.isfinite(value)]
     if not values or not 0 < LOG_FROM * min(values) < max(values):
         return False
     axes.set_yscale("log")

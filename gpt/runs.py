@@ -7,6 +7,7 @@ python -m gpt.runs runs/a runs/b        the settings in which they differ, and t
 
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,15 +25,17 @@ from gpt.training.run_folder import RUNS, is_training, read_log
 
 WIDTH = 100  # characters of a line
 LAST, CONFIG, BEST, LOG = FILES = ("last.safetensors", "config.toml", "best.safetensors", "log.jsonl")
-TITLES = {
-    "name": "name", "text": "text", "model": "model", "parameters": "parameters", "steps": "steps", "time": "time",
-    "loss": "val loss", "bits": "bits/char", "state": "state",
-}  # fmt: skip
-FORMATS = {
-    "parameters": lambda n: f"{n:,}" if n < 1e6 else f"{n / 1e6:.1f}M",
-    "time": tqdm.format_interval, "loss": "{:.4f}".format, "bits": "{:.3f}".format,
-}  # fmt: skip
-NUMBERS = ("parameters", "steps", "time", "val loss", "bits/char")
+COLUMNS: dict[str, tuple[str, Callable | None]] = {  # title, and how a number is written
+    "name": ("name", None),
+    "text": ("text", None),
+    "model": ("model", None),
+    "parameters": ("parameters", lambda n: f"{n:,}" if n < 1e6 else f"{n / 1e6:.1f}M"),
+    "steps": ("steps", str),
+    "time": ("time", tqdm.format_interval),
+    "loss": ("val loss", "{:.4f}".format),
+    "bits": ("bits/char", "{:.3f}".format),
+    "state": ("state", None),
+}
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Run:
             "name": self.folder.name or str(self.folder),
             "model": config and config.train.model,
             "parameters": config and MODEL_KINDS[config.train.model].num_parameters(config.gpt),
-            "text": config and Path(config.train.data or "").name,
+            "text": Path(config.train.data).name if config and config.train.data else None,
             "steps": progress.step if progress else row.get("step"),
             "time": progress.seconds if progress else row.get("elapsed"),
             "loss": self.best.get("val_loss"),
@@ -75,7 +78,7 @@ class Run:
 def main() -> int:
     parser = Parser(prog="python -m gpt.runs", description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER", help="of runs, or two runs (default: runs)")
-    keys = ("newest", *TITLES)
+    keys = ("newest", *COLUMNS)
     parser.add_argument("--sort", choices=keys, metavar="KEY", help=f"{', '.join(keys)} (default: newest)")
     args = parser.parse_args()
     if len(args.paths) > 2 or (args.sort and len(args.paths) == 2):
@@ -126,12 +129,11 @@ def listed(folder: Path, sort: str | None) -> list[str]:
     if not folders:
         raise UserError(f"there is no run in {folder.absolute()}: train one with python train.py, or name its folder")
     found, key = [(run, run.values()) for run in map(read, folders)], sort or "newest"
-    found.sort(key=lambda pair: (pair[1][key] is None, pair[1][key] or 0))
-    table = [TITLES, *(_cells(values) for _, values in found)]
-    if all(row["bits"] == "-" for row in table[1:]):
-        table = [{column: cell for column, cell in row.items() if column != "bits"} for row in table]
+    found.sort(key=lambda pair: (True, 0) if pair[1][key] is None else (False, pair[1][key]))
+    shown = [key for key in COLUMNS if key != "bits" or any(values["bits"] is not None for _, values in found)]
+    table = [[COLUMNS[key][0] for key in shown], *([_cell(values, key) for key in shown] for _, values in found)]
     damaged = [f"damaged: {run.folder.name}: {run.problem}" for run, values in found if values["state"] == "damaged"]
-    return [*_aligned([[*row.values()] for row in table]), *(_printable(line)[:WIDTH] for line in damaged)]
+    return [*_aligned(table, [bool(COLUMNS[key][1]) for key in shown]), *(_plain(line)[:WIDTH] for line in damaged)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -140,15 +142,10 @@ def _is_run(folder: Path) -> bool:
     return False
 
 
-def _cells(values: dict) -> dict[str, str]:
-    """What the table shows of a run's values."""
-    cells = {}
-    for column in TITLES:
-        value, form = values[column], FORMATS.get(column, str)
-        cells[column] = "-" if value is None else _printable(form(value))
-    if values["of"] is not None:
-        cells["steps"] += f"/{values['of']}"
-    return cells
+def _cell(values: dict, key: str) -> str:
+    """What the table shows of a value."""
+    cell = "-" if values[key] is None else _plain((COLUMNS[key][1] or str)(values[key]))
+    return f"{cell}/{values['of']}" if key == "steps" and values["of"] is not None else cell
 
 
 def compared(a: Run, b: Run) -> list[str]:
@@ -163,25 +160,22 @@ def compared(a: Run, b: Run) -> list[str]:
             table.append([key, *(str(values.get(key, "-")) for values in known)])
     best = [f"{run.best['val_loss']:.4f} at step {run.best['step']:,}" if run.best else "-" for run in (a, b)]
     table += [["best val loss", *best], ["", "train / val", "train / val"]]
-    losses = [{row["step"]: " / ".join(_loss(row.get(f"{part}_loss")) for part in ("train", "val")) for row in run.rows}
-              for run in (a, b)]  # fmt: skip
-    for step in sorted({*losses[0], *losses[1]}):
-        table.append([f"step {step:,}", *(rows.get(step, "-") for rows in losses)])
-    return _aligned([[_cut(_printable(cell), 36) for cell in row] for row in table])
+    losses = [{row["step"]: f"{_loss(row, 'train')} / {_loss(row, 'val')}" for row in run.rows} for run in (a, b)]
+    table += [[f"step {n:,}", *(rows.get(n, "-") for rows in losses)] for n in sorted({*losses[0], *losses[1]})]
+    return _aligned([[_cut(_plain(cell), 36) for cell in row] for row in table], [False] * 3)
 
 
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _loss(row: dict, part: str) -> str:
+    return "-" if row.get(f"{part}_loss") is None else f"{row[f'{part}_loss']:.4f}"
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
-    """The rows in columns, those of numbers to the right. The first two give way where a line would be too long."""
+def _aligned(table: list[list[str]], right: list[bool]) -> list[str]:
+    """The rows in columns, some of them to the right. The first two give way where a line would be too long."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for i in (0, 1):
         widths[i] = min(widths[i], max(12, widths[i] + WIDTH - sum(widths) - 2 * len(widths[1:])))
-    right = [title in NUMBERS for title in table[0]]
-    return ["  ".join(_cut(cell, width).rjust(width) if number else _cut(cell, width).ljust(width)
-                      for cell, width, number in zip(row, widths, right, strict=True)) for row in table]  # fmt: skip
+    layout = "  ".join(f"{{:{'>' if to_right else '<'}{width}}}" for width, to_right in zip(widths, right, strict=True))
+    return [layout.format(*map(_cut, row, widths)) for row in table]
 
 
 def _cut(text: str, most: int) -> str:
@@ -189,7 +183,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
 
 
-def _printable(text: str) -> str:
+def _plain(text: str) -> str:
     return printable(readable(text))
 
 

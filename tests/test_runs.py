@@ -220,11 +220,11 @@ def test_a_list(command, copy):
     assert " bits/char " in command("gpt.runs", copy)
 
 
-@pytest.mark.parametrize("key", ["newest", *gpt.runs.TITLES])
+@pytest.mark.parametrize("key", ["newest", *gpt.runs.COLUMNS])
 def test_sorting(command, copy, key):
     for name, step in (("b", 3), ("a", 9)):
         shutil.copytree(copy, f"runs/{name}")
-        change(copy.parent / f"runs/{name}", step)
+        change(copy.parent / f"runs/{name}", step, data="text.txt" if name == "a" else None)
     write_log(copy.parent / "runs/c", [])  # of which nothing is known
     names = [line.split()[0] for line in command("gpt.runs", "--sort", key).splitlines()[1:]]
     assert names[-1] == "damaged:"
