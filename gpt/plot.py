@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from gpt.cli import Parser, run_script
 from gpt.errors import UserError
-from gpt.files import atomic_write, explained
+from gpt.files import atomic_write
+from gpt.log import read_log
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
-from gpt.training.run_folder import read_log
 
 MISSING = 'a picture of the losses needs Matplotlib: pip install -e ".[plot]"'
 YARDSTICKS = ("uniform", "unigram", "bigram")  # losses that counting reaches, if the log has them
@@ -89,8 +89,7 @@ def draw(folders: list[Path], out: Path, x: str = "step") -> None:
 
 def _read(folder: Path, i: int) -> Run:
     """The `i`-th run of a picture."""
-    with explained("read", folder):
-        rows, _ = read_log(folder)
+    rows, _ = read_log(folder / "log.jsonl")
     if not rows:
         raise UserError(f"there is nothing to draw in {folder}: its log.jsonl has no evaluation")
     evaluated = [i for i, row in enumerate(rows) if row.get("val_loss") is not None]

@@ -18,10 +18,11 @@ from gpt.cli import Parser, run_script
 from gpt.config import Config, load_preset
 from gpt.errors import UserError
 from gpt.files import explained, refuse_link
+from gpt.log import read_log
 from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
-from gpt.training.run_folder import RUNS, is_training, read_log
+from gpt.training.run_folder import RUNS, is_training
 
 WIDTH = 100  # characters of a line
 LAST, CONFIG, BEST, LOG = FILES = ("last.safetensors", "config.toml", "best.safetensors", "log.jsonl")
@@ -110,7 +111,7 @@ def read(folder: Path) -> Run:
     run.config = run.last.config if run.last else run.config
     evaluated = run.last is None or run.last.progress.evaluated_step >= 0  # else it was stopped before that
     part(BEST, lambda path: load_checkpoint(path, values=False), evaluated)
-    run.rows, problem = part(LOG, lambda path: read_log(folder), evaluated) or ([], "")
+    run.rows, problem = part(LOG, read_log, evaluated) or ([], "")
     run.problem = [*problems, problem][0]
     return run
 

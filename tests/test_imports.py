@@ -52,9 +52,11 @@ GPT = {
     "device": {"errors", "models"},
     "memory": {"advice", "config", "errors", "models", "text"},
     "cli": {"config", "models", *PLAIN},
+    "log": {"errors", "files"},
+    "plot": {"cli", "log", "text", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
-GPT |= dict.fromkeys(("plot", "runs", "inspect"), {"training", *GPT})  # commands
+GPT |= dict.fromkeys(("runs", "inspect"), {"training", *GPT})  # commands
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 

@@ -22,8 +22,9 @@ import gpt.plot
 import gpt.runs
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.errors import UserError
+from gpt.log import read_log
 from gpt.runs import FILES
-from gpt.training.run_folder import Lock, is_training, read_log
+from gpt.training.run_folder import Lock, is_training
 
 MODULES = {module.__name__: module for module in (gpt.plot, gpt.runs, gpt.inspect)}
 
@@ -114,7 +115,7 @@ def test_runs_over_each_other(command, cwd):
     assert sorted(path.name for path in cwd.glob("*.*")) == ["all.SVG", "three.png"]
 
 
-def test_a_real_run_resumed_and_drawn_beside_itself(command, copy):
+def test_a_real_run_is_drawn_beside_another(command, copy):
     shutil.copytree(copy, "other")
     command("gpt.plot", copy, "other")
     assert f"best {min(row['val_loss'] for row in log(copy)):.4f}" in (copy / "loss.svg").read_text()
@@ -326,7 +327,7 @@ def test_whatever_is_there_instead_of_a_file(command, copy, name):
 ])  # fmt: skip
 def test_reading_a_log(cwd, text, steps, wrong):
     (cwd / "log.jsonl").write_text(text)
-    rows, said = read_log(cwd)
+    rows, said = read_log(cwd / "log.jsonl")
     assert ([row["step"] for row in rows], said) == (steps, wrong)
 
 

@@ -18,6 +18,7 @@ from gpt.files import (
     refuse_link,
     remove_leftovers,
 )
+from gpt.log import MAX_LOG, parse_row
 
 try:
     import fcntl
@@ -25,7 +26,6 @@ except ImportError:  # Windows
     fcntl = None
 
 RUNS = Path("runs")
-MAX_LOG = 2**28  # bytes: a million rows
 LOOKING_SECONDS = 0.1  # in which `is_training` has looked
 
 
@@ -186,34 +186,7 @@ def _make_first_free(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{n}")
 
 
-def read_log(folder: Path) -> tuple[list[dict[str, float | None]], str]:
-    """The rows of a run's log by their steps, and what is wrong with it in a few words, or "".
-
-    Only the numbers of a row are taken, with None for one that is infinite, nan, or beyond float32. What is no row, as
-    when a crash cut it short, is left out.
-    """
-    with explained("read", folder / "log.jsonl"):
-        lines = read_regular(folder / "log.jsonl", MAX_LOG).splitlines()
-    rows = [_row(line) for line in lines]
-    wrong = [number for number, row in enumerate(rows, 1) if row is None]
-    numbers = {row["step"]: {key: _number(value) for key, value in row.items()} for row in rows if row is not None}
-    return [numbers[step] for step in sorted(numbers)], f"row {wrong[0]} of log.jsonl is damaged" if wrong else ""
-
-
-def _number(value: object) -> float | None:
-    return value if type(value) in (int, float) and abs(value) < 2**127 else None
-
-
-def _row(line: bytes) -> dict | None:
-    """A row of the log; None for what is none, or one that a crash cut short."""
-    with contextlib.suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63:
-            return row
-    return None
-
-
 def _step_of(line: bytes) -> float:
     """The step of a log row; infinite for what is none."""
-    row = _row(line)
+    row = parse_row(line)
     return float("inf") if row is None else row["step"]
