@@ -14,6 +14,7 @@ from gpt.cli import Parser, run_script
 from gpt.files import check_size
 from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import say, shortened
+from gpt.text.tokenizers import readable
 from gpt.training.run_folder import find_checkpoint
 
 
@@ -32,11 +33,14 @@ def described(checkpoint: Checkpoint) -> list[str]:
     """All but the weights."""
     config, tokenizer, progress = checkpoint.config, checkpoint.tokenizer, checkpoint.progress
     count = MODEL_KINDS[config.train.model].num_parameters(config.gpt)
-    symbols = f": {shortened(repr(tokenizer.symbols))}" if tokenizer.kind == "char" else ""
+    symbols = shortened(repr(tokenizer.symbols)) if tokenizer.kind == "char" else ""
+    if tokenizer.kind in ("bpe", "file"):
+        pieces = (repr(readable(tokenizer.decode([i]))) for i in range(tokenizer.vocab_size))
+        symbols = shortened(" ".join(pieces))
     best = "none yet" if progress.best_val_loss is None else f"{progress.best_val_loss:.4f}"
     facts = {
         "model": f"{config.train.model}, {count:,} parameters",
-        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} symbols{symbols}",
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} symbols{': ' * bool(symbols)}{symbols}",
         "text": config.train.data or "not named",
         "fingerprint": checkpoint.fingerprint,
         "progress": f"step {progress.step:,} of {config.train.max_iters:,}, {progress.seconds:.0f} seconds",

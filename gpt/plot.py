@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt.cli import Parser, run_script
-from gpt.errors import UserError
+from gpt.errors import MissingLibraryError, UserError
 from gpt.files import atomic_write
 from gpt.log import read_log
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
 
-MISSING = 'a picture of the losses needs Matplotlib: pip install -e ".[plot]"'
 YARDSTICKS = ("uniform", "unigram", "bigram")  # losses that counting reaches, if the log has them
 PANELS = {"lr": "learning rate", "grad_norm": "gradient norm"}
 # Two cycles of different lengths, so that thirty runs can be told apart, and six without colours.
@@ -76,7 +75,7 @@ def draw(folders: list[Path], out: Path, x: str = "step") -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UserError(MISSING) from None
+        raise MissingLibraryError("a picture of the losses", "matplotlib", "plot") from None
     runs, picture = [_read(folder, i) for i, folder in enumerate(folders)], io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that the font lacks, in a run's name

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gpt.checkpoint import Checkpoint, load_checkpoint, saved_at
 from gpt.cli import Parser, run_script
 from gpt.config import Config, load_preset
-from gpt.errors import UserError
+from gpt.errors import MissingLibraryError, UserError
 from gpt.files import explained, refuse_link
 from gpt.log import read_log
 from gpt.models.kinds import MODEL_KINDS
@@ -60,7 +60,8 @@ class Run:
     def values(self) -> dict:
         """What is listed and sorted by; None for what is not known."""
         config, progress, row = self.config, self.last and self.last.progress, (self.rows or [{}])[-1]
-        done = progress and progress.evaluated_step >= config.train.max_iters
+        done = config and (progress.evaluated_step if progress else row.get("step", -1)) >= config.train.max_iters
+        done = done or (progress and 0 < config.train.patience <= progress.stale)
         return {
             "newest": -self.saved,
             "of": config and config.train.max_iters,
@@ -102,6 +103,8 @@ def read(folder: Path) -> Run:
                 run.saved = run.saved or saved_at(path)
                 return reader(path)
             problems.extend([f"{name} is missing"] * needed)
+        except MissingLibraryError:  # nothing is wrong with the file
+            pass
         except (UserError, OSError) as error:
             problems.append(_in_few_words(str(error), path))
         return None
