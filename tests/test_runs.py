@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 from make_runs import DATA
-from scripts import ROOT, assert_complaint, environment, log, start_long, wait_for
+from scripts import ROOT, assert_complaint, environment, log, start_long, train, wait_for
 from test_old_runs import OLD
 
 import gpt.inspect
@@ -212,15 +212,35 @@ def test_a_list(command, copy):
     assert len(lines) == 6
     assert lines[1].startswith("stopped ")
     assert lines[1].endswith("stopped")
-    best = min(row["val_loss"] for row in log(copy))
-    text = row_of("\n".join(lines), "older")
-    assert text.split() == ["older", "text.txt", "gpt", "4,184", "20/20", "00:00", f"{best:.4f}", "finished"]
+    best = min(log(copy), key=lambda row: row["val_loss"])
+    losses = [f"{best['val_loss']:.4f}", f"{best['val_bits_per_character']:.3f}"]
+    name, *cells = row_of("\n".join(lines), "older").split()
+    del cells[4]  # the time
+    assert cells == ["text.txt", "gpt", "4,184", "20/20", *losses, "finished"]
     assert lines[-1] == "damaged: half: row 6 of log.jsonl is damaged"
     one = command("gpt.runs", copy)
     assert one.count("\n") == 2
     assert one.endswith("finished\n")
-    write_log(copy, evaluations(3, val_bits_per_character=1.5))
-    assert " bits/char " in command("gpt.runs", copy)
+    write_log(copy, evaluations(3))  # as version 0.1 wrote it
+    assert " bits/char " in lines[0]
+    assert " bits/char " not in command("gpt.runs", copy)
+
+
+def test_a_run_that_lost_patience_is_finished(command, copy):
+    for stale, state in ((1, "stopped"), (2, "finished")):
+        change(copy, 7, patience=2)
+        checkpoint = load_checkpoint(copy / "last.safetensors")
+        checkpoint.progress.stale = stale
+        save_checkpoint(copy / "last.safetensors", checkpoint)
+        assert command("gpt.runs", copy).endswith(f" {state}\n")
+
+
+def test_a_run_of_sub_words(command, cwd, monkeypatch):
+    train(cwd, "--tokenizer=bpe", "--vocab-size=260", "--max-iters=1", "--out=run")
+    assert re.search(r"tokenizer      bpe, 260 symbols: '!' '\"' .* '\w+'\n", command("gpt.inspect", "run"))
+    listed = command("gpt.runs", cwd)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert command("gpt.runs", cwd) == listed  # without what would read them
 
 
 @pytest.mark.parametrize("key", ["newest", *gpt.runs.COLUMNS])
