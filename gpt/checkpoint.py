@@ -84,10 +84,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     atomic_write(path, header, *tensors.values())
 
 
-def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
+def load_checkpoint(path: Path, for_resume: bool = True, values: bool = True) -> Checkpoint:
     """Read and check a file. UserError if it is missing, damaged, or something else.
 
-    for_resume: with the optimiser's moments, where there are any.
+    for_resume: with the optimiser's moments, where there are any. values: False for what the file says of itself, at
+    once: its arrays are neither read nor checked.
     """
     with _opened(path) as file:
         shapes, checksum = file.shapes(), file.metadata.pop("sha256", None)
@@ -98,6 +99,8 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
             raise
         except UserError as error:
             raise UserError(f"{path} is damaged or not of this version of the program ({error}); use another") from None
+        if not values:
+            return checkpoint
         digest = _begin_digest(file.metadata)
         tensors, problems = _read_tensors(file, shapes, twins, for_resume, digest)
     if checksum != digest.hexdigest():

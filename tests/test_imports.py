@@ -53,9 +53,11 @@ GPT = {
     "device": {"errors", "models"},
     "memory": {"advice", "config", "errors", "models", "text"},
     "cli": {"config", "models", *PLAIN},
+    "log": {"errors", "files"},
+    "plot": {"cli", "log", "text", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
-GPT["export"] = {"export", *GPT}
+GPT |= {command: {command, "training", *GPT} for command in ("export", "inspect", "runs")}
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 
