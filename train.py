@@ -3,6 +3,7 @@
 python train.py                                 little-shakespeare, about a minute
 python train.py nanogpt-cpu --data book.txt     another preset, your own text
 python train.py --resume --max-iters 10000      go on with the newest run
+python train.py --init-from runs/mine --data x  a new run that starts from another's weights, or from a GPT-2's
 """
 
 import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
@@ -18,6 +19,7 @@ import math
 import time
 from pathlib import Path
 
+from gpt.advice import as_option
 from gpt.cli import Parser, add_config_options, run_script
 from gpt.config import PRESETS, load_preset
 from gpt.device import Device, add_device_options
@@ -27,17 +29,16 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-NOT_CONFIGURED = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite", "max_minutes")
+NOT_CONFIGURED = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite", "max_minutes", "eval_only")
 
 
 def main() -> int:
     start = time.monotonic()
     args = parse_arguments(sys.argv[1:])
     with hold_interrupts():
-        from gpt.training.session import (  # after --help and usage errors, which need not wait
-            resume_session,
-            start_session,
-        )
+        # After --help and usage errors, which need not wait.
+        from gpt.training.initial import starting_point
+        from gpt.training.session import resume_session, start_session
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
@@ -45,12 +46,29 @@ def main() -> int:
         raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
+    if args.eval_only:
+        return evaluated(args, options, device)
+    if args.resume and "init_from" in options:
+        raise UserError("--resume goes on with a run and --init-from begins a new one: leave one of them out")
     if args.resume:
         session = resume_session(args.out, args.preset, options, device)
     else:
-        config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
-        session = start_session(config, args.out, args.overwrite, device)
+        config, initial = starting_point(load_preset(args.preset or DEFAULT_PRESET), options)
+        if "vocab_size" in options and config.train.tokenizer != "bpe":
+            raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
+        session = start_session(config, args.out, args.overwrite, device, initial)
     return session.run(start + 60 * args.max_minutes)
+
+
+def evaluated(args: argparse.Namespace, options: dict, device: Device) -> int:
+    """--eval-only, with which nothing goes but --data and where to compute."""
+    from gpt.training.evaluate import evaluate_only
+
+    others = [as_option(name) for name in options if name != "data"]
+    others += [as_option(name) for name in ("resume", "overwrite", "out", "preset") if getattr(args, name)]
+    if others:
+        raise UserError(f"{others[0]} has no effect with --eval-only, which takes --data: leave one of them out")
+    return evaluate_only(args.eval_only, options.get("data"), device)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -81,6 +99,10 @@ def build_parser(defaults: dict) -> Parser:
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, metavar="M",
         help="stop at the next step after so many minutes, saved and to be resumed (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--eval-only", type=Path, metavar="RUN",
+        help="train nothing: print a run's or a checkpoint's losses over all of its text, or of --data (default: no)",
     )  # fmt: skip
     add_device_options(parser, threads=True)
     add_config_options(parser, defaults)

@@ -64,7 +64,7 @@ def memory_explained(
 ) -> Iterator[None]:
     """Within, a MemoryError becomes a UserError that says what to change.
 
-    text: tokens of the text. fixed: keys that cannot be changed any more.
+    text: its characters. fixed: keys that cannot be changed any more.
     """
     try:
         yield
@@ -80,11 +80,11 @@ def _advice(config: Config, needs: Callable[[Config], Needs], fixed: Set[str] = 
     least |= {"n_embd": config.gpt.n_head, "n_layer": 1, "vocab_size": ByteTokenizer.vocab_size}
     now, fixed = vars(config.gpt) | vars(config.train), fixed | MODEL_KINDS[config.train.model].ignored
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
-    whole = needs(config)
+    whole, learnt = needs(config), config.train.tokenizer == "bpe"
     spare = WORTH_IT * (whole.total - whole.libraries)
     helping = [key for key, value in able.items() if whole.total - needs(config.updated({key: value})).total >= spare]
-    lower = [as_option(key) for key in helping if key != "vocab_size"]
-    ways = ["use --tokenizer byte"] if "vocab_size" in helping else []
+    lower = [as_option(key) for key in helping if key != "vocab_size" or learnt]
+    ways = ["use --tokenizer byte"] if "vocab_size" in helping and not learnt else []
     ways += [f"lower {' or '.join(lower)}"] if lower else []
     ways += ["take a smaller --data"] if "data" not in fixed and whole.text >= spare else []
     return ", or ".join(ways) or "nothing but more memory helps"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from gpt.config import Config
 from gpt.models.kinds import MODEL_KINDS
 from gpt.models.shape import GPTConfig
-from gpt.text.dataset import MAX_BIGRAM_VOCAB
+from gpt.text.dataset import MAX_BIGRAM_VOCAB, MAX_TRIGRAM_VOCAB
 from gpt.text.tokenizers import PIECE
 
 # Bytes, measured on Linux: an interpreter with NumPy and this package, about a third of it the libraries' code; what a
@@ -63,7 +63,7 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     workers = 1 if gpu else min(workers, micro_batches)
     weights, activations = 4 * kind.num_parameters(shape), micro_batch_needs(config, size, gpu, dtype)
     between = 0 if gpu else max(_counting(shape.vocab_size, text), _saving(config), sampling_needs(config, 1, 1))
-    token, symbol = token_bytes(shape.vocab_size), 1 if shape.vocab_size <= 256 else 2
+    character, token = _character_bytes(config)
     needs = Needs(
         libraries=CUDA if gpu else LIBRARIES + (workers - 1) * WORKER,
         text=token * text,
@@ -81,7 +81,7 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     if gpu:
         return needs
     # Itself, the part that is encoded, and what is made of a piece of it on the way.
-    reading = int((2 - train.val_fraction) * symbol * text) + 17 * min(PIECE, text)
+    reading = int((2 - train.val_fraction) * character * text) + 17 * min(PIECE, text)
     later = needs.total - needs.libraries - needs.text
     return Needs(**asdict(needs) | {"text": needs.text + max(0, reading - later)})
 
@@ -144,11 +144,10 @@ def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int,
 
 
 def _counting(vocab_size: int, text: int) -> int:
-    """Bytes to count the symbols of a text, and which follow which: two arrays of indices of a piece of the text, a
-    third while the next ones are made, and three tables. That holds for texts that people write, in which few of all
-    pairs occur."""
-    tables = 3 * vocab_size**2 if vocab_size <= MAX_BIGRAM_VOCAB else 0
-    return 8 * (min(2 * text, 3 * PIECE) + tables)
+    """Bytes to count which tokens of a text follow which: three arrays of indices of a piece of it, and three tables.
+    That holds for texts that people write, in which few of all pairs occur."""
+    order = 3 if vocab_size <= MAX_TRIGRAM_VOCAB else 2 if vocab_size <= MAX_BIGRAM_VOCAB else 1
+    return 3 * 8 * (min(PIECE, text) + vocab_size**order)
 
 
 def _saving(config: Config) -> int:
@@ -158,6 +157,10 @@ def _saving(config: Config) -> int:
     return 4 * (MODEL_KINDS[config.train.model].num_parameters(shape) + copied)
 
 
-def token_bytes(vocab_size: int) -> int:
-    """Of a token of a text: see gpt.text.dataset."""
-    return 1 if vocab_size <= 2**8 else 2 if vocab_size <= 2**16 else 4
+def _character_bytes(config: Config) -> tuple[int, int]:
+    """Bytes of a character of the text, at the least, and of its tokens: sub-words, of which most have two bytes, are
+    taken to have two characters."""
+    symbols = config.gpt.vocab_size
+    if config.train.tokenizer != "char" or symbols <= 2**8:
+        return 1, 1
+    return 2, 2 if symbols <= 2**16 else 4

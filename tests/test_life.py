@@ -1,11 +1,19 @@
 """The life of a run: when it stops by itself, and what it shows on the way."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from scripts import assert_same_run, log, run, train
 
+from gpt import BigramLanguageModel
 from gpt.checkpoint import load_checkpoint
+from gpt.config import TrainConfig
+from gpt.text.dataset import Split
+from gpt.training.evaluate import whole_loss
+from gpt.training.forecast import duration, forecast
+from gpt.training.verdict import entropy_given, verdict
 
 QUICK = ("--max-iters=12", "--eval-interval=3")
 
@@ -71,3 +79,133 @@ def test_the_final_sample_is_the_best_models(cwd):
     options = ("--max-new-tokens=500", "--temperature=1", "--model=run", "--out=text")
     run("sample.py", *options, cwd=cwd)
     assert (cwd / "text").read_text() == (cwd / "run/sample.txt").read_text()
+
+
+# --- how long it takes ---
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (0, "0.0 ms"), (2e-4, "0.2 ms"), (0.0124, "12 ms"), (0.98, "980 ms"), (1.04, "1.0 s"), (9.96, "10 s"), (89, "89 s"),
+    (90, "1.5 min"), (5399, "90 min"), (5400, "1.5 h"), (172799, "48 h"), (300000, "3.5 days"),
+])  # fmt: skip
+def test_durations_are_said_in_the_unit_that_suits_them(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(("step", "evaluated", "interval", "last", "expected"), [
+    (0, -1, 3, 12, [0, 3, 6, 9, 12]), (0, -1, 5, 12, [0, 5, 10, 12]), (5, 5, 5, 12, [10, 12]), (7, 5, 5, 12, [10, 12]),
+    (10, 5, 5, 12, [10, 12]), (12, 10, 5, 12, [12]), (0, -1, 9, 0, [0]), (20, 20, 5, 12, []),
+])  # fmt: skip
+def test_the_evaluations_that_are_left_are_counted(step, evaluated, interval, last, expected):
+    left = forecast(TrainConfig(eval_interval=interval, max_iters=last), step, evaluated, (1.0, 100.0))
+    assert (left.evaluations, left.steps) == (len(expected), max(0, last - step))
+    assert left.seconds == left.steps + 100 * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "advice"), [(1.0, ""), (40.0, "--eval-iters 20 instead of 200 would save 6.6 min")]
+)
+def test_evaluations_that_take_long_are_named(evaluation, advice):
+    config = TrainConfig(max_iters=5000, eval_interval=500)
+    said = forecast(config, 0, -1, (0.02, evaluation)).described(config)
+    assert said.startswith(f"about {duration(100 + 11 * evaluation)}: 5,000 steps of 20 ms, 11 evaluations of ")
+    assert said.endswith(advice or duration(evaluation))
+
+
+def test_a_run_says_how_long_it_takes_before_its_first_evaluation(cwd):
+    before, said, _ = train(cwd, *QUICK, "--out=run").stdout.partition("\ntime: about ")
+    assert said
+    assert "step 0" not in before
+
+
+# --- what to make of it ---
+
+COUNTED = {"uniform": 4.0, "unigram": (3.3, 3.3), "bigram": (2.5, 2.5)}
+TOGETHER, APART, OVER = "stay together", "part since step", "overfitting: since step"
+FITS = {  # train and val losses of the evaluations, and what is said of them
+    "falling": ([4.0, 3.0, 2.0, 1.9], [4.0, 3.01, 2.01, 1.92], TOGETHER),
+    "apart": ([4.0, 3.0, 2.0, 1.6], [4.0, 3.0, 2.2, 2.0], f"{APART} 20, by 0.4000 in the end"),
+    "apart for a while": ([4.0, 2.5, 2.0, 1.9], [4.0, 3.0, 2.0, 1.9], TOGETHER),
+    "overfitting": ([4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.5, 3.0], f"{OVER} 20 the val loss has risen by 0.5000"),
+    "diverging": ([4.0, 3.0, 3.5, 3.6], [4.0, 3.0, 3.5, 3.6], TOGETHER),
+    "noise": ([4.0, 3.0, 2.0, 2.0], [4.0, 3.0, 2.0, 2.02], TOGETHER),
+    "too short": ([4.0, 3.0], [4.0, 3.0], "too few evaluations"),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_the_verdict(name):
+    train_losses, val_losses, said = FITS[name]
+    rows = [
+        {"step": 10 * i, "train_loss": a, "train_stderr": 0.01, "val_loss": b, "val_stderr": 0.01}
+        for i, (a, b) in enumerate(zip(train_losses, val_losses, strict=True))
+    ]
+    first, second = verdict(rows, COUNTED, "run/best.safetensors")
+    best = min(val_losses)
+    assert first.startswith(f"best val loss {best:.4f} ± 0.0100 at step {10 * val_losses.index(best)}, ")
+    assert f" {4 - best:.2f} below uniform, " in first
+    assert f"{abs(best - 2.5):.2f} {'below' if best <= 2.5 else 'above'} bigram: run/best.safetensors" in first
+    assert said in second
+
+
+def test_a_harder_validation_text_is_no_overfitting():
+    rows = [{"step": i, "train_loss": 2.0 - i, "val_loss": 2.3 - i} for i in range(3)]
+    assert APART in verdict(rows, COUNTED, "")[1]
+    assert TOGETHER in verdict(rows, COUNTED | {"bigram": (2.0, 2.4)}, "")[1]
+
+
+def test_no_verdict_without_a_log():
+    assert verdict([{"step": 0, "train_loss": None, "val_loss": None}], COUNTED, "") == []
+
+
+# --- one batch, and all of a text ---
+
+
+def test_the_floor_of_a_batch_is_what_counting_gives():
+    x, y = np.array([[0, 1, 0], [0, 1, 0]]), np.array([[1, 0, 2], [1, 0, 1]])
+    assert entropy_given(x, y, context=3) == pytest.approx(2 * math.log(2) / 6)  # after 0 1 0 comes 2 or 1
+    by_symbol = -(3 * math.log(3 / 4) + math.log(1 / 4)) / 6  # after 0 comes 1 three times and 2 once, after 1 always 0
+    assert entropy_given(x, y, context=1) == pytest.approx(by_symbol)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--learning-rate=0.03", "--max-iters=150", "--n-embd=32"], "the batch was learnt: by step "),
+    (["--learning-rate=0"], "the batch was not learnt: its loss came to "),
+])  # fmt: skip
+def test_overfitting_says_whether_the_batch_was_learnt(cwd, options, said):
+    done = train(cwd, "--overfit", "--eval-interval=50", "--out=run", *options)
+    assert said in done.stdout
+    config = load_checkpoint(cwd / "run/last.safetensors").config
+    assert (config.gpt.dropout, config.train.overfit) == (0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("length", "block", "record"), [(17, 4, 0), (16, 4, 0), (18, 4, 0), (5, 4, 0), (24, 5, 6), (24, 3, 6)]
+)
+def test_a_whole_loss_counts_every_target_once(length, block, record):
+    ids = np.random.default_rng(0).integers(0, 5, length).astype(np.uint8)
+    model = BigramLanguageModel(5, block, seed=1)
+    model.token_table.data[...] *= 50
+    logits = model.token_table.data.astype(float)
+    losses = np.log(np.exp(logits).sum(axis=1))[ids[:-1]] - logits[ids[:-1], ids[1:]]
+    if record:
+        losses = losses[[i for i in range(len(losses)) if i % record < block]]
+    mean, stderr = whole_loss(model, Split(ids, block, record))
+    assert mean == pytest.approx(losses.mean(), rel=1e-5)
+    assert stderr >= 0
+
+
+def test_eval_only_prints_the_losses_of_all_of_a_text(cwd):
+    train(cwd, *QUICK, "--out=run")
+    before = {file: file.read_bytes() for file in sorted(cwd.rglob("*")) if file.is_file()}
+    out = run("train.py", "--eval-only=run", cwd=cwd).stdout
+    assert "text: text.txt, which it was trained on\n" in out
+    assert "over all 2,793 tokens; uniform" in out
+    assert "over all 311 tokens; uniform" in out
+    (cwd / "other.txt").write_text((cwd / "text.txt").read_text()[500:])
+    assert "which it was not trained on" in run("train.py", "--eval-only=run", "--data=other.txt", cwd=cwd).stdout
+    (cwd / "other.txt").unlink()
+    assert {file: file.read_bytes() for file in sorted(cwd.rglob("*")) if file.is_file()} == before
+    for other in ("--max-iters=3", "--resume", "nanogpt-cpu", "--out=x"):
+        err = run("train.py", "--eval-only=run", other, cwd=cwd, status=2).stderr
+        assert " has no effect with --eval-only, which takes --data: leave one of them out" in err

@@ -19,16 +19,18 @@ class ModelKind:
     build: Callable[[GPTConfig, int | None], LanguageModel]  # with initial weights from a seed; None: with none yet
     num_parameters: Callable[[GPTConfig], int]  # trained values of a model of that shape
     num_layers: Callable[[GPTConfig], int]
+    context: Callable[[GPTConfig], int]  # the most tokens that a guess depends on
     ignored: frozenset[str] = frozenset()  # settings that mean nothing to it
 
 
 MODEL_KINDS = {
-    "gpt": ModelKind("GPT", GPT, GPTConfig.num_parameters, lambda shape: shape.n_layer),
+    "gpt": ModelKind("GPT", GPT, GPTConfig.num_parameters, lambda shape: shape.n_layer, lambda shape: shape.block_size),
     "bigram": ModelKind(
         "bigram table",
         lambda shape, seed: BigramLanguageModel(shape.vocab_size, shape.block_size, seed),
         lambda shape: shape.vocab_size**2,
         lambda shape: 0,
+        lambda shape: 1,
         frozenset({f.name for f in fields(GPTConfig)} - {"vocab_size", "block_size"} | {"dtype"}),
     ),
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from gpt.text.sources import Text
 from gpt.text.tokenizers import PIECE, Tokenizer
 
 MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
+MAX_TRIGRAM_VOCAB = 128  # and one of this width to the third 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +22,22 @@ class Split:
     tokens: np.ndarray  # 1-D, of the smallest of uint8, uint16, int32 that holds the vocabulary
     block_size: int
     record: int = 0  # n > 0: every n tokens are a record of their own, with one block at its start
+    characters: int = 0  # of its text,
+    text_bytes: int = 0  # and the bytes of that as UTF-8
 
     @property
     def num_blocks(self) -> int:
         """How many starts `block` accepts."""
         return len(self.tokens) // self.record if self.record else len(self.tokens) - self.block_size
+
+    def bits_per_character(self, loss: float) -> float:
+        """A loss in nats per token, in bits per character of this text: loss x tokens / characters / ln 2. Models with
+        other tokenizers can be held against it."""
+        return loss * len(self.tokens) / self.characters / math.log(2)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """The same per byte of UTF-8: loss x tokens / bytes / ln 2."""
+        return loss * len(self.tokens) / self.text_bytes / math.log(2)
 
     def first_tokens(self, starts: np.ndarray) -> np.ndarray:
         """Where in `tokens` the blocks of these numbers begin."""
@@ -52,6 +65,13 @@ class Dataset:
     name: str
 
 
+def split_at(text: Text, val_fraction: float) -> int:
+    """The character at which the last `val_fraction` of `text` begins."""
+    unit = text.record or 1
+    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
+    return int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+
+
 def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction: float = 0.1) -> Dataset:
     """Split `text` at a character, its last `val_fraction` for validation, and encode the parts.
 
@@ -61,9 +81,7 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
         raise ValueError(f"expected whole records longer than {block_size}, got record={text.record}")
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {val_fraction}; 0.1 is usual")
-    unit = text.record or 1
-    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
-    boundary = int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+    boundary = split_at(text, val_fraction)
     vocab_size = tokenizer.vocab_size
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 
@@ -74,47 +92,58 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
                 f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
                 f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
             )
-        return Split(tokens, block_size, text.record)
+        size = sum(map(len, _utf8(characters)))
+        return Split(tokens, block_size, text.record, len(characters), size)
 
     train = make_split("training", text.text[:boundary])
     val = make_split("validation", text.text[boundary:])
     digest = hashlib.sha256(f"{boundary}\n".encode())
-    for start in range(0, len(text.text), PIECE):
-        digest.update(text.text[start : start + PIECE].encode("utf-8", "surrogateescape"))
+    for piece in _utf8(text.text):
+        digest.update(piece)
     return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
+
+
+def _utf8(text: str) -> Iterator[bytes]:
+    """The bytes of `text`, a piece at a time."""
+    for start in range(0, len(text), PIECE):
+        yield text[start : start + PIECE].encode("utf-8", "surrogateescape")
 
 
 def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
     """Yardsticks for a loss, in nats per token: what one reaches by counting targets alone.
 
-    "uniform" is ln V; "unigram" and "bigram" are the (train, val) losses of the frequencies of tokens and of
-    pairs in training. On train that is the optimum; for val each count is one more, lest the unseen cost
-    infinity. "bigram" is left out above MAX_BIGRAM_VOCAB symbols.
+    "uniform" is ln V; "unigram", "bigram" and "trigram" are the (train, val) losses of the frequencies in training of
+    tokens, pairs and triples. On train that is the optimum; for val each count is one more, of triples a tenth, lest
+    the unseen cost infinity. Left out is what has too large a table: "bigram" above MAX_BIGRAM_VOCAB symbols, "trigram"
+    above MAX_TRIGRAM_VOCAB, and in records, of which too much is at the beginning.
     """
     vocab_size = dataset.tokenizer.vocab_size
     result = {"uniform": math.log(vocab_size)}
-    for name, shape in (("unigram", (vocab_size,)), ("bigram", (vocab_size, vocab_size))):
-        if name == "unigram" or vocab_size <= MAX_BIGRAM_VOCAB:
-            seen, new = _counts(dataset.train, shape), _counts(dataset.val, shape)
-            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, 1)
+    orders = (("unigram", math.inf, 1), ("bigram", MAX_BIGRAM_VOCAB, 1), ("trigram", MAX_TRIGRAM_VOCAB, 0.1))
+    for order, (name, most, add) in enumerate(orders, 1):
+        if vocab_size <= most and not (order > 2 and dataset.train.record):
+            seen, new = (_counts(split, (vocab_size,) * order) for split in (dataset.train, dataset.val))
+            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, add)
     return result
 
 
 def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:
-    """How often each token follows another in its record: shape (V,), or (V, V) for how often it follows which. A piece
-    at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
-    counts = np.zeros(shape, np.int64)
-    for start in range(0, len(split.tokens) - 1, PIECE):
-        tokens = split.tokens[start : start + PIECE + 1].astype(np.int64)
-        follows = tokens[1:] if len(shape) == 1 else tokens[:-1] * shape[1] + tokens[1:]
+    """How often each token follows others in its record: shape (V,), (V, V) for how often it follows which, and so on.
+    A piece at a time, for as indices of eight bytes the tokens would take many times the text's memory."""
+    counts, before = np.zeros(shape, np.int64), max(1, len(shape) - 1)
+    for start in range(0, len(split.tokens) - before, PIECE):
+        tokens = split.tokens[start : start + PIECE + before].astype(np.int64)
+        follows = tokens[before:]
+        for distance in range(1, len(shape)):
+            follows = follows + tokens[before - distance : -distance] * shape[0] ** distance
         if split.record:
             follows = follows[np.arange(start + 1, start + len(tokens)) % split.record != 0]
         counts += np.bincount(follows, minlength=counts.size).reshape(shape)
     return counts
 
 
-def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: int) -> float:
-    """Mean -ln p of the `observed` counts under p = (counts + add), normalised; both (V,) or (V, V)."""
+def _cross_entropy(observed: np.ndarray, counts: np.ndarray, add: float) -> float:
+    """Mean -ln p of the `observed` counts under p = (counts + add), normalised over the last axis."""
     seen = observed > 0
     n = observed[seen]
     totals = np.broadcast_to(counts.sum(axis=-1, keepdims=True), counts.shape)[seen] + add * counts.shape[-1]

@@ -1,8 +1,11 @@
 """A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, samples.jsonl, sample.txt."""
 
+import contextlib
 import json
+import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from gpt.checkpoint import saved_at
@@ -16,6 +19,7 @@ from gpt.files import (
     refuse_link,
     remove_leftovers,
 )
+from gpt.log import MAX_LOG, parse_row
 
 try:
     import fcntl
@@ -23,7 +27,7 @@ except ImportError:  # Windows
     fcntl = None
 
 RUNS = Path("runs")
-MAX_LOG = 2**28  # bytes: a million rows
+LOOKING_SECONDS = 0.1  # in which `is_training` has looked
 
 
 class Lock:
@@ -42,7 +46,7 @@ class Lock:
         locked = False
         for descriptor in self._descriptors if fcntl else ():
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
                 locked = True
             except BlockingIOError:
                 self.close()
@@ -58,6 +62,29 @@ class Lock:
             os.close(self._descriptors.pop())
 
     __del__ = close
+
+
+def _lock(descriptor: int) -> None:
+    """Lock it; BlockingIOError if it is locked, and not for the instant that `is_training` takes."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOOKING_SECONDS)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process trains in `folder`, as far as its lock tells. Nothing is written there, and nothing kept."""
+    for path in (folder, folder / ".lock") if fcntl else ():
+        with contextlib.suppress(OSError, UserError):  # no lock, or none that can be asked
+            descriptor = os.open(path, os.O_RDONLY) if path == folder else open_regular(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+    return False
 
 
 class RunFolder:
@@ -117,6 +144,12 @@ class RunFolder:
             with os.fdopen(descriptor, "ab") as file:
                 file.write(json.dumps(row).encode() + b"\n")
 
+    def rows(self) -> list[dict]:
+        """The log's, but for what is none."""
+        with explained("read", self.log):
+            rows = read_regular(self.log, MAX_LOG).splitlines()
+        return [json.loads(row) for row in rows if _step_of(row) < math.inf]
+
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at `step` will write again: the log's rows after it, the samples' from it on. They
         become files of their own, for a hard link would lead what is appended to it out of the folder."""
@@ -161,10 +194,7 @@ def _make_first_free(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{n}")
 
 
-def _step_of(row: bytes) -> float:
-    """The step of a log row; infinite for what is no row, or one that a crash cut short."""
-    try:
-        step = json.loads(row)["step"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        step = None
-    return step if type(step) is int and step >= 0 else float("inf")
+def _step_of(line: bytes) -> float:
+    """The step of a log row; infinite for what is none."""
+    row = parse_row(line)
+    return float("inf") if row is None else row["step"]
