@@ -62,7 +62,8 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     micro_batches, layers, tokens = -(-rows // size), kind.num_layers(shape), rows * shape.block_size
     workers = 1 if gpu else min(workers, micro_batches)
     weights, activations = 4 * kind.num_parameters(shape), micro_batch_needs(config, size, gpu, dtype)
-    between = 0 if gpu else max(_counting(shape.vocab_size, text), _saving(config), sampling_needs(config, 1, 1))
+    counting = _counting(shape.vocab_size, int((1 - train.val_fraction) * text))
+    between = 0 if gpu else max(counting, _saving(config), sampling_needs(config, 1, 1))
     character, token = _character_bytes(config)
     needs = Needs(
         libraries=CUDA if gpu else LIBRARIES + (workers - 1) * WORKER,
@@ -144,10 +145,11 @@ def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int,
 
 
 def _counting(vocab_size: int, text: int) -> int:
-    """Bytes to count which tokens of a text follow which: three arrays of indices of a piece of it, and three tables.
-    That holds for texts that people write, in which few of all pairs occur."""
+    """Bytes to count which tokens of a training text follow which: three arrays of indices of a piece of it and two
+    tables, or three of these. That holds for texts that people write, in which few of all pairs occur."""
     order = 3 if vocab_size <= MAX_TRIGRAM_VOCAB else 2 if vocab_size <= MAX_BIGRAM_VOCAB else 1
-    return 3 * 8 * (min(PIECE, text) + vocab_size**order)
+    table = vocab_size**order
+    return 8 * max(3 * min(PIECE, text) + 2 * table, 3 * table)
 
 
 def _saving(config: Config) -> int:
