@@ -1,7 +1,7 @@
 """What a run needs of the memory at its peak, part by part, counted before it begins from what the ops keep.
 
 `python bench/memory.py` holds the CPU's figures against whole runs. The GPU's are derived from the code in the same
-way, and have not been measured.
+way, and no GPU has measured them: a test holds them against the arrays that the same code has over its stand-in.
 """
 
 from dataclasses import asdict, dataclass

@@ -123,6 +123,42 @@ def test_a_micro_batch_takes_what_is_foreseen(moment):
     assert micro_batch_needs(config, size) == pytest.approx(peak(step), rel=0.06)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        ("float32", {"dropout": 0.2}),
+        ("bfloat16", {"dropout": 0.2, "activation": "relu"}),
+        ("bfloat16", {"vocab_size": 1000, "tie_weights": False}),
+    ],
+)
+def test_a_micro_batch_takes_what_is_foreseen_of_a_gpu(device, monkeypatch, dtype, changes):
+    """By what is there after each kernel: within one the stand-in has arrays that a GPU has not."""
+    config = load_preset("nanogpt-cpu").updated({"vocab_size": 64, "n_layer": 2, "n_embd": 64, "n_head": 2} | changes)
+    model, sizes = build_model("gpt", config.gpt, 0).to("cupy"), []
+    model.compute_dtype = device.dtype(dtype)
+    x, y = device.asarray(np.random.default_rng(0).integers(64, size=(2, 4, 64)))
+
+    def watched(launch):
+        def call(*args, **options):
+            result = launch(*args, **options)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            return result
+
+        return call
+
+    for holder, name in ((device, "_launch"), (device, "_gemm"), (device._flash, "_launch")):
+        monkeypatch.setattr(holder, name, watched(getattr(holder, name)))
+
+    def step():
+        with random.scope(0):
+            grad(model(x, y)[1] * 0.5, model.parameters(), deposit=lambda k, g: None)
+
+    step()  # which compiles the kernels
+    sizes.clear()
+    peak(step)
+    assert micro_batch_needs(config, 4, True, dtype) == pytest.approx(max(sizes), rel=0.1)
+
+
 @pytest.mark.parametrize("preset", ["nanogpt-cpu", "lecture", "bigram"])
 def test_sampling_takes_what_is_foreseen(preset):
     config = load_preset(preset).updated({"vocab_size": 500 if preset == "bigram" else 65})
