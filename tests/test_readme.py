@@ -83,12 +83,14 @@ def test_a_command_can_be_given(command):
             sample.parse_arguments(arguments)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module)
+        case ["python", "-c", code]:
+            compile(code, command, "exec")
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case ["pip", "install", "-e", package]:
             assert set(re.findall(r"[\w]+", package)) <= {*EXTRAS}
         case [program, *_]:
-            assert program in ("python3", ".", "echo", "git", "pip")
+            assert program in ("python3", ".", "echo", "git", "hf", "pip")
 
 
 def test_the_lines_are_counted():
