@@ -132,7 +132,7 @@ def part_of_rows_column_major(empty, x):
 
 def packed_heads(empty, x):
     """x (..., T, D) as k in a packed (T, 3, ..., D)."""
-    *batch, T, D = x.shape  # noqa: N806
+    *batch, T, D = x.shape
     axes = (*range(1, 1 + len(batch)), 0, 1 + len(batch))
     return filled(empty, x, (T, 3, *batch, D), lambda y: y[:, 1].transpose(axes))
 
@@ -230,7 +230,7 @@ def heads(device, B, T, H, D, dtype=F32):  # noqa: N803
 @pytest.mark.parametrize(("B", "H", "calls"), [(2, 5, 2), (5, 2, 2), (1, 4, 1), (4, 1, 1), (1, 1, 1)])
 def test_packed_heads(device, gemm, B, H, calls):  # noqa: N803
     """The products of attention and its gradients read and write packed heads in place, in min(B, H) calls."""
-    T, D = 6, 4  # noqa: N806
+    T, D = 6, 4
     q, k, v = heads(device, B, T, H, D)
     gq, gk, gv = heads(device, B, T, H, D)
     call = PLAIN if B * H == 1 else BATCHED
