@@ -15,13 +15,15 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import io
+from dataclasses import fields
 from pathlib import Path
 
-from gpt.advice import argument
-from gpt.cli import Parser, run_script
+from gpt.advice import argument, as_option
+from gpt.cli import Parser, add_option, run_script
+from gpt.config import SampleConfig
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.terminal import printable, shortened, show
+from gpt.terminal import SHADES, printable, shaded, shortened, show, write
 from gpt.text.tokenizers import readable
 from gpt.training.interrupt import hold_interrupts
 from tensorlite import get_backend
@@ -32,14 +34,13 @@ SEPARATOR = "\n---------------\n"
 
 
 def main() -> int:
-    args, words = build_parser().parse_known_args()
-    check(args, words)
+    args, config = parse_arguments()
     with hold_interrupts():
         from threadpoolctl import threadpool_limits
 
         from gpt.checkpoint import load_checkpoint
         from gpt.files import atomic_write, check_size, explained, try_write
-        from gpt.generate import default_prompt, stream_text
+        from gpt.generate import default_prompt
         from gpt.memory import check_sampling
         from gpt.training.run_folder import find_checkpoint
 
@@ -52,31 +53,51 @@ def main() -> int:
     path = find_checkpoint(args.model)
     check_size(path, 1, "take a smaller --model")
     checkpoint = load_checkpoint(path, for_resume=False)
-    prompt = read_prompt(args, checkpoint.tokenizer)
-    prompt = default_prompt(checkpoint.tokenizer) if prompt is None else prompt
-    checkpoint.tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
-    kept = args.num_samples > 1 or args.out is not None  # else the text is shown and gone
-    new_tokens = args.max_new_tokens if kept else 0
-    check_sampling(checkpoint.config, get_backend(args.backend), args.num_samples, len(prompt), new_tokens)
+    tokenizer = checkpoint.tokenizer
+    prompt = read_prompt(args, tokenizer)
+    prompt = default_prompt(tokenizer) if prompt is None else prompt
+    tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
+    kept = config.num_samples > 1 or out is not None  # else the text is shown and gone
+    new_tokens = config.max_new_tokens if kept else 0
+    check_sampling(checkpoint.config, get_backend(args.backend), config.num_samples, len(prompt), new_tokens)
     model = device.place(checkpoint.build_model(), checkpoint.config.train.model)
-    progress = checkpoint.progress
-    best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
-    print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
-    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    samples = [io.StringIO() for _ in range(args.num_samples if kept else 0)]
-    show(readable(prompt))
+    if not args.quiet:
+        progress = checkpoint.progress
+        best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
+        print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
-        for pieces in stream_text(
-            model, checkpoint.tokenizer, prompt, args.max_new_tokens, args.num_samples, **options
-        ):
-            show(readable(pieces[0]))  # the first sample as it is made, the others after it
-            for text, piece in zip(samples, pieces, strict=False):
-                text.write(piece)
-    samples = [prompt + text.getvalue() for text in samples]
-    show(readable("".join(SEPARATOR + text for text in samples[1:])) + "\n")
+        samples = write_samples(model, tokenizer, prompt, args, config, kept)
     if out:
-        atomic_write(out, SEPARATOR.join(samples) + "\n")
+        atomic_write(out, SEPARATOR.join(prompt + sample for sample in samples) + "\n")
     return 0
+
+
+def write_samples(
+    model, tokenizer, prompt: str, args: argparse.Namespace, config: SampleConfig, kept: bool
+) -> list[str]:
+    """Show the first sample as it is made, and the others after it. The new texts, if they are to be `kept`."""
+    from gpt.generate import stream_pieces
+
+    coloured = args.show_probs and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
+    options |= {"stop": args.stop, "probabilities": coloured}
+    samples = [io.StringIO() for _ in range(config.num_samples if kept else 0)]
+    shown_prompt = "" if args.quiet else prompt
+    show(readable(shown_prompt))
+    for made in stream_pieces(model, tokenizer, prompt, config.max_new_tokens, config.num_samples, **options):
+        for text, probability in made[0]:
+            if coloured and probability is not None:
+                write(shaded(readable(text), probability))
+            else:
+                show(readable(text))
+        for sample, pieces in zip(samples, made, strict=False):
+            sample.write("".join(piece.text for piece in pieces))
+    samples = [sample.getvalue() for sample in samples]
+    show(readable("".join(SEPARATOR + shown_prompt + sample for sample in samples[1:])) + "\n")
+    if coloured and not args.quiet:
+        legend = "".join(shaded(f" to {most:.0%} ", most) for most, _ in SHADES)
+        print(f"how likely the model held each token: {legend}", file=sys.stderr)
+    return samples
 
 
 def build_parser() -> Parser:
@@ -87,44 +108,40 @@ def build_parser() -> Parser:
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue (default: a new line)")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue a text; for a byte model any file")
     prompt.add_argument("stdin", nargs="?", metavar="-", help="continue the text on standard input")
-    option("--max-new-tokens", type=int, default=500, metavar="N", help="tokens to write (default: %(default)s)")
-    option("--temperature", type=float, default=0.8, metavar="T",
-           help="below 1 likelier, above 1 more varied, 0 always the likeliest (default: %(default)s)")  # fmt: skip
-    option("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: all)")
-    option("--top-p", type=float, metavar="P",
-           help="draw from the likeliest tokens that make up this probability only (default: all)")  # fmt: skip
-    option("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
-    option("--seed", type=int, default=1337, metavar="S", help="the same seed, the same text (default: %(default)s)")
+    for field in fields(SampleConfig):
+        add_option(parser, field, field.default)
+    option(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
+    option("--quiet", action="store_true", help="print the new text alone, as for a pipe (default: no)")
+    option("--show-probs", action="store_true",
+           help="on a terminal, colour each token by how likely it was to the model (default: no)")  # fmt: skip
     option("--out", type=Path, metavar="FILE", help="write a file too, with every byte of a byte model (default: no)")
     add_device_options(parser, threads=False)
     return parser
 
 
-def check(args: argparse.Namespace, words: list[str]) -> None:
-    """UserError for values that make no sense, and for words that belong to no option."""
+def parse_arguments() -> tuple[argparse.Namespace, SampleConfig]:
+    """What was given. UserError for values that make no sense, and for words that belong to no option."""
+    args, words = build_parser().parse_known_args()
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
         option = "--model" if os.path.exists(words[0]) else "--prompt"  # noqa: PTH110 - Path's fails for a long name
         raise UserError(
             f"expected options, or - for standard input: write {argument(option, shortened(' '.join(words)))}"
         )
-    rules = (
-        ("--max-new-tokens", args.max_new_tokens, args.max_new_tokens >= 0, "0 or more"),
-        ("--temperature", args.temperature, 0 <= args.temperature < float("inf"), "0 or more, and finite"),
-        ("--top-k", args.top_k, args.top_k is None or args.top_k >= 1, "at least 1"),
-        ("--top-p", args.top_p, args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
-        ("--num-samples", args.num_samples, 1 <= args.num_samples < 2**31, "from 1 to 2**31 - 1"),
-        ("--seed", args.seed, 0 <= args.seed < 2**63, "from 0 to 2**63 - 1"),
-    )
-    for name, value, good, expected in rules:
-        if not good:
-            raise UserError(f"{name} must be {expected}, got {value}")
-        if args.temperature == 0 and name.startswith("--top") and value is not None:
-            print(f"warning: {name} has no effect at --temperature 0, which takes the likeliest", file=sys.stderr)
+    config = SampleConfig(**{f.name: getattr(args, f.name) for f in fields(SampleConfig) if f.name in args})
+    for name in ("top_k", "top_p"):
+        if config.temperature == 0 and getattr(config, name) is not None:
+            print(
+                f"warning: {as_option(name)} has no effect at --temperature 0, which takes the likeliest",
+                file=sys.stderr,
+            )
     if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
     if args.stdin and sys.stdin is None:
         raise UserError("standard input is closed: give the text with --prompt or --prompt-file")
+    return args, config
 
 
 def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:

@@ -14,7 +14,7 @@ def main() -> None:
     files = [
         *sorted(ROOT.glob("tensorlite/**/*.py")),
         *sorted(ROOT.glob("tensorlite/**/*.cu*")),
-        *sorted(ROOT.glob("gpt/*.py")),
+        *sorted(ROOT.glob("gpt/**/*.py")),
         ROOT / "train.py",
         ROOT / "sample.py",
     ]

@@ -1,8 +1,26 @@
-"""gpt: a language-model library on tensorlite. Data, models, training, checkpoints, sampling."""
+"""gpt: a language-model library on tensorlite. Texts, models, training, checkpoints, sampling."""
 
-from gpt.config import Config, GPTConfig, TrainConfig
+from pathlib import Path
+
+from gpt.config import Config, TrainConfig
 from gpt.errors import UserError
 from gpt.models.bigram import BigramLanguageModel
 from gpt.models.gpt import GPT
+from gpt.models.language_model import LanguageModel
+from gpt.models.shape import GPTConfig
+from gpt.text.tokenizers import Tokenizer
 
-__all__ = ["GPT", "BigramLanguageModel", "Config", "GPTConfig", "TrainConfig", "UserError"]
+__all__ = ["GPT", "BigramLanguageModel", "Config", "GPTConfig", "TrainConfig", "UserError", "load"]
+
+
+def load(path: str | Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """The model of a run or of a checkpoint, in eval mode on the CPU, and its tokenizer.
+
+    path: a run's folder, whose best checkpoint is taken; or a file; None for the newest run in runs/. UserError for
+    what cannot be read.
+    """
+    from gpt.checkpoint import load_checkpoint  # these read files and training's folders: not for who has models alone
+    from gpt.training.run_folder import find_checkpoint
+
+    checkpoint = load_checkpoint(find_checkpoint(None if path is None else Path(path)), for_resume=False)
+    return checkpoint.build_model().eval(), checkpoint.tokenizer

@@ -10,6 +10,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable
+from dataclasses import Field
 from functools import partial
 
 from gpt.advice import argument, as_option, instead_of
@@ -129,23 +130,24 @@ def _number(kind: type, expected: str, text: str) -> int | float:
 
 
 def add_config_options(parser: Parser, defaults: dict) -> None:
-    """One option per field of the configuration. Absent ones leave no trace in the namespace, so that what was given
-    explicitly can be told from the preset's values, which are shown as defaults."""
-    model = parser.add_argument_group("model")
-    training = parser.add_argument_group("data and training")
-    idle = MODEL_KINDS[defaults.get("model", "gpt")].ignored
-    model_fields = GPTConfig.__dataclass_fields__
+    """One option per field of the configuration, with `defaults` shown in the help."""
+    model, training = parser.add_argument_group("model"), parser.add_argument_group("data and training")
+    idle, model_fields = MODEL_KINDS[defaults.get("model", "gpt")].ignored, GPTConfig.__dataclass_fields__
     for name, f in option_fields().items():
-        if not f.metadata["flag"] or name in idle:
-            continue
-        kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
-        settings = {"default": argparse.SUPPRESS, "help": _help(f, defaults.get(name))}
-        if bool in kinds:
-            settings["action"] = argparse.BooleanOptionalAction
-        else:
-            settings |= {"type": kinds[0], "metavar": _metavar(f, kinds[0])}
-        group = model if name in model_fields else training
-        group.add_argument(as_option(name), **settings)
+        if f.metadata["flag"] and name not in idle:
+            add_option(model if name in model_fields else training, f, defaults.get(name))
+
+
+def add_option(group, f: Field, default) -> None:
+    """The option of a dataclass's field. One that is not given leaves no trace in the namespace, so that what was given
+    can be told from `default`, which is shown in the help."""
+    kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
+    settings = {"default": argparse.SUPPRESS, "help": _help(f, default)}
+    if bool in kinds:
+        settings["action"] = argparse.BooleanOptionalAction
+    else:
+        settings |= {"type": kinds[0], "metavar": _metavar(f, kinds[0])}
+    group.add_argument(as_option(f.name), **settings)
 
 
 def _help(f, default) -> str:

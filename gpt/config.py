@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
-from gpt.advice import argument, instead_of
+from gpt.advice import argument, as_option, instead_of
 from gpt.errors import UserError, shown
 from gpt.files import explained, read_regular
 from gpt.models.kinds import MODEL_KINDS, no_effect
@@ -63,6 +63,23 @@ class TrainConfig:
             raise UserError("min_lr has no effect at a constant rate: set lr_decay_iters too, or leave min_lr at 0")
         if self.min_lr > self.learning_rate:
             raise UserError(f"min_lr must not exceed learning_rate, got {self.min_lr} and {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What is sampled, and how."""
+
+    max_new_tokens: int = option(500, "tokens to write", least=0)
+    temperature: float = option(0.8, "below 1 likelier, above 1 more varied, 0 always the likeliest", least=0.0)
+    top_k: int | None = option(None, "draw from this many of the likeliest tokens, if not from all", least=1)
+    top_p: float | None = option(
+        None, "draw from the likeliest tokens that make up this probability, if not from all", above=0.0, most=1.0
+    )
+    num_samples: int = option(1, "texts to write", least=1, most=2**31 - 1)
+    seed: int = option(1337, "the same seed, the same text", least=0, most=MAX_SEED)
+
+    def __post_init__(self):
+        check_fields(self, as_option)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Sampling: one token at a time from a model's next-token scores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,13 @@ def generate(model, ids, max_new_tokens: int, **options) -> np.ndarray:
     return np.concatenate([ids, *(tokens[:, None] for tokens in new)], axis=1)
 
 
-def sample_tokens(
+def sample_tokens(model, ids, max_new_tokens: int, **options) -> Iterator[np.ndarray]:
+    """Continue the sequences ids (B, T), yielding the next token of each, (B,), as it is made; options: see `draw`."""
+    for new, _ in draw(model, ids, max_new_tokens, **options):
+        yield new
+
+
+def draw(
     model,
     ids,
     max_new_tokens: int,
@@ -24,8 +31,8 @@ def sample_tokens(
     top_p: float | None = None,
     seed: int = 0,
     use_cache: bool = True,
-) -> Iterator[np.ndarray]:
-    """Continue the sequences ids (B, T), yielding the next token of each, (B,), as it is made.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Continue the sequences ids (B, T), yielding the next token of each, (B,), and the logits it was drawn by, (B, V).
 
     A token is drawn given its context, the tokens before it: at first the newest block_size of ids, to which each new
     token is added. A context that outgrows block_size is cut to its newest block_size // 2 tokens (at least 1), and
@@ -54,26 +61,83 @@ def sample_tokens(
                 cached.length = 0
         logits = cached(context[:, cached.length :]) if cached else _next_logits(model, context)
         if temperature == 0:
-            tokens = logits.argmax(axis=1)
+            new = logits.argmax(axis=1)
         else:
             weights = _weights(logits.astype(np.float64), temperature, top_k, top_p)
-            tokens = _draw(weights, [generator.random() for generator in generators])
-        yield tokens
-        context = np.concatenate([context, tokens[:, None]], axis=1)
+            new = _drawn(weights, [generator.random() for generator in generators])
+        yield new, logits
+        context = np.concatenate([context, new[:, None]], axis=1)
 
 
-def stream_text(
-    model, tokenizer, prompt: str, max_new_tokens: int, num_samples: int = 1, **options
-) -> Iterator[list[str]]:
-    """Continue `prompt` num_samples times; yields the new text of each as it is made, most often one character.
+class Piece(NamedTuple):
+    """New text, most often one character or a few, and how likely the model held the last token of it, if asked for."""
 
-    A multi-byte character comes when it is complete. The options are those of `sample_tokens`.
+    text: str
+    probability: float | None = None
+
+
+def stream_pieces(
+    model,
+    tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    stop: Sequence[str] = (),
+    probabilities: bool = False,
+    **options,
+) -> Iterator[list[list[Piece]]]:
+    """Continue `prompt` num_samples times; yields the new pieces of each as they are made.
+
+    A multi-byte character comes when it is complete. A sample ends before the first of the texts `stop` in it, which
+    may span tokens: what may be the beginning of one is held back. The options are those of `draw`.
     """
     decoders = [tokenizer.stream_decoder() for _ in range(num_samples)]
+    endings = [_Ending(stop) for _ in range(num_samples)]
     ids = np.tile(tokenizer.encode(prompt)[-model.block_size :], (num_samples, 1))
-    for tokens in sample_tokens(model, ids, max_new_tokens, **options):
-        yield [decode(token[None]) for decode, token in zip(decoders, tokens, strict=True)]
-    yield [decode([], final=True) for decode in decoders]
+    for new, logits in draw(model, ids, max_new_tokens, **options):
+        texts = [decode(token[None]) for decode, token in zip(decoders, new, strict=True)]
+        chances = _probabilities(logits, new) if probabilities else [None] * num_samples
+        yield [ending(Piece(*piece)) for ending, *piece in zip(endings, texts, chances, strict=True)]
+        if all(ending.found for ending in endings):
+            return
+    rest = [Piece(decode([], final=True)) for decode in decoders]
+    yield [ending(piece, final=True) for ending, piece in zip(endings, rest, strict=True)]
+
+
+def stream_text(*args, **options) -> Iterator[list[str]]:
+    """The texts of `stream_pieces` alone."""
+    for samples in stream_pieces(*args, **options):
+        yield ["".join(piece.text for piece in pieces) for pieces in samples]
+
+
+class _Ending:
+    """ending(piece) -> the pieces that can be shown by now: none that may belong to one of the texts `stop`."""
+
+    def __init__(self, stop: Sequence[str]):
+        self.found, self._stop, self._held = False, stop, []
+
+    def __call__(self, piece: Piece, final: bool = False) -> list[Piece]:
+        if self.found:
+            return []
+        self._held.append(piece)
+        text = "".join(held.text for held in self._held)
+        ends = [text.index(stop) for stop in self._stop if stop in text]
+        if ends:
+            self.found = True
+            return self._release(min(ends))
+        begun = (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return self._release(len(text) - (0 if final else max(begun, default=0)))
+
+    def _release(self, length: int) -> list[Piece]:
+        """The first `length` characters of what is held."""
+        released = []
+        while length and self._held:
+            text, probability = self._held.pop(0)
+            released.append(Piece(text[:length], probability))
+            if text[length:]:
+                self._held.insert(0, Piece(text[length:], probability))
+            length -= len(released[-1].text)
+        return released
 
 
 def default_prompt(tokenizer) -> str:
@@ -120,7 +184,14 @@ def _weights(logits, temperature, top_k, top_p):
     return weights
 
 
-def _draw(weights, uniform):
+def _probabilities(logits, ids):
+    """What the model gives each token: logits (B, V), ids (B,) -> (B,)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = np.take_along_axis(shifted, ids[:, None], axis=1)[:, 0]
+    return np.exp(chosen - np.log(np.exp(shifted).sum(axis=1)))
+
+
+def _drawn(weights, uniform):
     """The token at which each row's cumulative share of the weights passes its number in [0, 1)."""
     cumulative = weights.cumsum(axis=1)
     passed = cumulative[:, :-1] <= np.multiply(uniform, cumulative[:, -1])[:, None]

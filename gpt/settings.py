@@ -8,14 +8,17 @@ from dataclasses import field, fields
 from gpt.errors import UserError, shown
 
 
-def option(default, text: str, *, least=None, most=None, choices=None, flag: bool = True):
+def option(default, text: str, *, least=None, above=None, most=None, choices=None, flag: bool = True):
     """A field with its help text and the values it may take; `flag`: whether it is a command-line option."""
-    limits = {"least": least, "most": most, "choices": choices}
+    limits = {"least": least, "above": above, "most": most, "choices": choices}
     return field(default=default, metadata={"help": text, "flag": flag, **limits})
 
 
-def check_fields(config) -> None:
-    """Check every field's type, range and choices. An int may stand where a float is expected."""
+def check_fields(config, spell=str) -> None:
+    """Check every field's type, range and choices. An int may stand where a float is expected.
+
+    spell: how the name of a field is written in errors.
+    """
     for f in fields(config):
         value = getattr(config, f.name)
         kinds = f.type.__args__ if isinstance(f.type, types.UnionType) else (f.type,)
@@ -23,25 +26,32 @@ def check_fields(config) -> None:
             value = float(value)
             object.__setattr__(config, f.name, value)
         if type(value) not in kinds:
-            raise UserError(f"{f.name} must be of type {kinds[0].__name__}, got {shown(value)}")
-        _check_range(f, value)
+            raise UserError(f"{spell(f.name)} must be of type {kinds[0].__name__}, got {shown(value)}")
+        _check_range(spell(f.name), f.metadata, value)
 
 
-def _check_range(f, value) -> None:
-    least, most, choices = (f.metadata[key] for key in ("least", "most", "choices"))
+def _check_range(name: str, limits, value) -> None:
+    least, above, most, choices = (limits[key] for key in ("least", "above", "most", "choices"))
     if value is None:
         return
     if choices and value not in choices:
-        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {shown(value)}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):  # how a file name's odd bytes come
-        raise UserError(f"{f.name} must be UTF-8, so that it can be saved, got {shown(value)}: rename the file")
+        raise UserError(f"{name} must be UTF-8, so that it can be saved, got {shown(value)}: rename the file")
     if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{f.name} must be without NUL, which no file's name has, got {shown(value)}")
+        raise UserError(f"{name} must be without NUL, which no file's name has, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{f.name} must be finite, got {value}")
+        raise UserError(f"{name} must be finite, got {value}")
     if least is not None and value < least:
-        raise UserError(f"{f.name} must be at least {least}, got {shown(value)}")
+        raise UserError(f"{name} must be at least {_plain(least)}, got {shown(value)}")
+    if above is not None and value <= above:
+        raise UserError(f"{name} must be above {_plain(above)}, got {shown(value)}")
     if most is not None and value > most:
-        raise UserError(f"{f.name} must be at most {most}, got {shown(value)}")
+        raise UserError(f"{name} must be at most {_plain(most)}, got {shown(value)}")
     if isinstance(value, int) and value >= 2**63:
-        raise UserError(f"{f.name} must be less than 2**63, got a larger number")
+        raise UserError(f"{name} must be less than 2**63, got a larger number")
+
+
+def _plain(limit: float) -> str:
+    """0.0 -> 0."""
+    return str(limit).removesuffix(".0")

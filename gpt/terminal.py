@@ -54,6 +54,17 @@ def show(text: str) -> None:
     write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
 
 
+SHADES = ((0.01, 203), (0.05, 215), (0.2, 223), (0.5, 195), (1.0, 117))  # up to which probability, a colour's number
+
+
+def shaded(text: str, probability: float) -> str:
+    """`text` in black on a background from red, for what was improbable, to blue: to be told apart by any eye, on light
+    terminals and dark ones."""
+    colour = next(number for most, number in SHADES if probability <= most)
+    lines = [f"\x1b[38;5;16;48;5;{colour}m{line}\x1b[0m" if line else "" for line in printable(text, "\n").split("\n")]
+    return "\n".join(lines)  # a line's end would be coloured to the edge of the window
+
+
 def say(line: str) -> None:
     """Write one line of ours."""
     write(printable(line) + "\n")

@@ -10,7 +10,7 @@ from tensorlite.words import OPTIMIZERS, answers, explained
 
 def _as_list(parameters, kinds=Tensor) -> list:
     """What an iterable gives. The rows of a Tensor and the keys of a dict are no parameters; a set has no order."""
-    if isinstance(parameters, (Tensor, Module, dict, set, frozenset)):
+    if isinstance(parameters, (Tensor, Module, dict, set, frozenset)) or not hasattr(parameters, "__iter__"):
         kind = type(parameters).__name__
         raise TypeError(f"expected a list of Parameters, as model.parameters() gives, got a {kind}")
     parameters = list(parameters)
@@ -153,7 +153,7 @@ class Optimizer:
         """
         self.flat.bind_gradients()
         self.steps += 1
-        self.update(self.pieces, self.rates(self.steps, self.lr), grad_scale)
+        self.update(self.pieces, self.rates(self.steps), grad_scale)
 
 
 class AdamW(Optimizer):
@@ -179,11 +179,11 @@ class AdamW(Optimizer):
         self.betas, self.eps = betas, eps
         self.m, self.v = self.flat.zeros(), self.flat.zeros()
 
-    def rates(self, step: int, lr: float) -> tuple[float, float, float]:
-        """What step number `step`, from 1 on, at learning rate `lr` needs to know of the two: lr, and the factor a and
-        the summand e of the update a * m / (sqrt(v) + e), in which both moments' corrections are."""
+    def rates(self, step: int) -> tuple[float, float, float]:
+        """What step number `step`, from 1 on, needs to know of that number and of `lr`: lr, and the factor a and the
+        summand e of the update a * m / (sqrt(v) + e), in which both moments' corrections are."""
         correction1, correction2 = 1 - self.betas[0] ** step, math.sqrt(1 - self.betas[1] ** step)
-        return lr, lr * correction2 / correction1, self.eps * correction2
+        return self.lr, self.lr * correction2 / correction1, self.eps * correction2
 
     def update(self, pieces: list, rates, grad_scale=1.0) -> None:
         """A step at these `rates` of these of the `pieces` alone: workers may each do some at the same time."""
@@ -219,9 +219,9 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.m = self.flat.zeros()
 
-    def rates(self, step: int, lr: float) -> float:
+    def rates(self, step: int) -> float:
         """As AdamW's: of the two, a step needs to know lr alone."""
-        return lr
+        return self.lr
 
     def update(self, pieces: list, lr: float, grad_scale=1.0) -> None:
         """As AdamW's.  m = momentum * m + g; p -= lr * m, or with nesterov p -= lr * (g + momentum * m)."""

@@ -310,7 +310,7 @@ def test_a_negative_square(path):
         ({"evaluated_step": -2}, "evaluated_step must be at least -1, got -2"),
         ({"best_val_loss": float("nan")}, "best_val_loss must be finite, got nan"),
         ({"best_val_loss": "1"}, "best_val_loss must be of type float, got '1'"),
-        ({"seconds": -1.0}, "seconds must be at least 0.0, got -1.0"),
+        ({"seconds": -1.0}, "seconds must be at least 0, got -1.0"),
         ({"seconds": None}, "seconds must be of type float, got None"),
     ],
 )

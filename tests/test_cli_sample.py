@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from scripts import TEXT, assert_complaint, run, start, train
 import sample as script
 from gpt.checkpoint import Progress, load_checkpoint, save_checkpoint
 from gpt.cli import run_script
+from gpt.terminal import SHADES
 
 SEPARATOR = script.SEPARATOR
 
@@ -139,25 +141,26 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
         (["9 is", "the"], "write --prompt '9 is the'"),
         (["--seed=1", "-- 9"], "write --prompt='-- 9'"),
         (["runs"], "write --model runs"),
-        (["--temperature=-1"], "--temperature must be 0 or more, and finite, got -1.0"),
-        (["--temperature=nan"], "--temperature must be 0 or more, and finite, got nan"),
-        (["--temperature=inf"], "--temperature must be 0 or more, and finite, got inf"),
+        (["--temperature=-1"], "--temperature must be at least 0, got -1.0"),
+        (["--temperature=nan"], "--temperature must be finite, got nan"),
+        (["--temperature=inf"], "--temperature must be finite, got inf"),
         ([""], "an argument is empty: leave it out, or give a name"),
         (["--top-k=0"], "--top-k must be at least 1, got 0"),
-        (["--top-p=0"], "--top-p must be above 0 and at most 1, got 0.0"),
-        (["--top-p=nan"], "--top-p must be above 0 and at most 1, got nan"),
-        (["--num-samples=0"], "--num-samples must be from 1 to 2**31 - 1, got 0"),
-        ([f"--num-samples={10**30}"], "--num-samples must be from 1 to 2**31 - 1, got 1000"),
+        (["--top-p=0"], "--top-p must be above 0, got 0.0"),
+        (["--top-p=1.5"], "--top-p must be at most 1, got 1.5"),
+        (["--top-p=nan"], "--top-p must be finite, got nan"),
+        (["--num-samples=0"], "--num-samples must be at least 1, got 0"),
+        ([f"--num-samples={10**30}"], "--num-samples must be at most 2147483647, got 1000"),
         (
             ["--prompt", r"\n9 'is"],
             r"the model knows no backslash: for a new line write --prompt $'\n9 \'is'",
         ),
-        (["--max-new-tokens=-1"], "--max-new-tokens must be 0 or more, got -1"),
+        (["--max-new-tokens=-1"], "--max-new-tokens must be at least 0, got -1"),
         (["--max-new-tokens=ten"], "argument --max-new-tokens: expected a whole number such as 1000, got 'ten'"),
         (["--seed=1e3"], "argument --seed: expected a whole number such as 1000, got '1e3' (see --help)"),
         (["--temperature=hot"], "argument --temperature: expected a number such as 0.5 or 1e-3, got 'hot'"),
-        (["--seed=-1"], "--seed must be from 0 to 2**63 - 1, got -1"),
-        ([f"--seed={2**63}"], "--seed must be from 0 to 2**63 - 1, got "),
+        (["--seed=-1"], "--seed must be at least 0, got -1"),
+        ([f"--seed={2**63}"], "--seed must be at most 9223372036854775807, got "),
         (["--temp=1"], "unknown option --temp; did you mean --temperature? (see --help)"),
         (["--max_token=1"], "unknown option --max_token; did you mean --max-new-tokens?"),
         (["--start=9"], "unknown option --start; did you mean --prompt?"),
@@ -239,6 +242,45 @@ def test_what_has_no_effect_is_said(option, cwd):
     done = run("sample.py", "--temperature=0", option, "--max-new-tokens=0", cwd=cwd)
     name = option.partition("=")[0]
     assert f"warning: {name} has no effect at --temperature 0, which takes the likeliest\n" in done.stderr
+
+
+STOPS = (["1"], ["s the"], ["\n", "of"], ["nowhere in it"], [" is the square of 4"])
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_sample_ends_before_the_first_stop(stop, cwd, sample):
+    options = ["--prompt=9", "--max-new-tokens=60", "--temperature=0.5", "--num-samples=3", "--out=out"]
+    whole = sample(*options).removesuffix("\n").split(SEPARATOR)
+    expected = ["9" + text[1 : min([text.index(s, 1) for s in stop if s in text[1:]], default=None)] for text in whole]
+    printed = sample(*options, *(f"--stop={text}" for text in stop))
+    assert printed == SEPARATOR.join(expected) + "\n" == (cwd / "out").read_text()
+
+
+def test_quiet_prints_the_new_text_alone(cwd):
+    options = ["--prompt=9 is", "--max-new-tokens=20", "--out=out"]
+    for count in (1, 2):
+        loud, quiet = (run("sample.py", *options, f"--num-samples={count}", *q, cwd=cwd) for q in ([], ["--quiet"]))
+        assert quiet.stdout == SEPARATOR.join(t.removeprefix("9 is") for t in loud.stdout.split(SEPARATOR))
+        assert quiet.stderr == ""
+        assert (cwd / "out").read_text() == loud.stdout
+
+
+@pytest.mark.parametrize("terminal", ["", "a terminal", "a terminal without colours"])
+def test_probabilities_colour_a_terminal(sample, terminal, monkeypatch):
+    if terminal.endswith("colours"):
+        monkeypatch.setenv("NO_COLOR", "1")
+    options = ["--prompt=9\n", "--max-new-tokens=80"]
+    expected = sample(*options)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: bool(terminal), raising=False)
+    shown = sample(*options, "--show-probs")
+    if terminal != "a terminal":
+        assert shown == expected
+        return
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown) == expected
+    assert shown.startswith("9\n")  # a prompt has no probability
+    colours = {int(colour) for colour in re.findall(r"\x1b\[38;5;16;48;5;(\d+)m[^\x1b\n]+\x1b\[0m", shown)}
+    assert len(colours) > 1
+    assert colours <= {colour for _, colour in SHADES}
 
 
 def test_no_new_tokens(sample):

@@ -158,8 +158,8 @@ def test_a_preset_there_is_not_is_explained():
         ({"tokenizer": "bpe"}, "tokenizer must be one of char, byte, got 'bpe'"),
         ({"model": "rnn"}, "model must be one of gpt, bigram, got 'rnn'"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
-        ({"dropout": -0.1}, "dropout must be at least 0.0, got -0.1"),
-        ({"dropout": 1.1}, "dropout must be at most 1.0, got 1.1"),
+        ({"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
+        ({"dropout": 1.1}, "dropout must be at most 1, got 1.1"),
         ({"val_fraction": 1}, "val_fraction must be at most 0.9, got 1.0"),
         (
             {"learning_rate": 10**400},

@@ -13,7 +13,7 @@ from torch_gpt import TorchGPT
 
 import tensorlite as tl
 from gpt import GPT, BigramLanguageModel, GPTConfig
-from gpt.generate import default_prompt, generate, sample_tokens, stream_text
+from gpt.generate import Piece, _Ending, default_prompt, generate, sample_tokens, stream_pieces, stream_text
 from gpt.models.language_model import LanguageModel
 from gpt.text.tokenizers import ByteTokenizer, CharTokenizer
 from tensorlite import Tensor
@@ -321,3 +321,42 @@ def test_stream_draws_what_generate_draws():
 )
 def test_default_prompt(tokenizer, expected):
     assert default_prompt(tokenizer) == expected
+
+
+# --- what was likely, and where to stop ---
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2, "temperature": 3.0}])
+def test_a_piece_knows_how_likely_its_token_was_to_the_model(options):
+    probs = {"a": 0.5, "b": 0.25, "c": 0.125, "d": 0.125}
+    model, tokenizer = bigram(list(probs.values())), CharTokenizer("abcd")
+    pieces = [*stream_pieces(model, tokenizer, "a", 40, 2, probabilities=True, **options)]
+    made = [piece for samples in pieces[:-1] for sample in samples for piece in sample]
+    assert [piece.probability for piece in made] == pytest.approx([probs[piece.text] for piece in made], rel=1e-6)
+    assert len(made) == 80
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("script", "stop", "expected"), [
+    ("abcabd", ["abd"], "abc"),
+    ("aaab", ["aab"], "a"),
+    ("abab", ["abac", "b"], "a"),
+    ("ab", ["abc"], "ab"),  # only begun: shown in the end
+    ("xé日y", ["日"], "xé"),
+    ("xé日y", ["é", "x"], ""),
+])  # fmt: skip
+def test_what_may_begin_a_stop_is_held_back(script, stop, expected, size):
+    """Whatever the pieces are in which the text comes."""
+    ending, shown = _Ending(stop), ""
+    parts = [script[i : i + size] for i in range(0, len(script), size)]
+    for part in parts:
+        shown += "".join(piece.text for piece in ending(Piece(part)))
+        assert expected.startswith(shown)
+    shown += "".join(piece.text for piece in ending(Piece(""), final=True))
+    assert shown == expected
+
+
+def test_a_stop_spans_tokens_and_ends_the_work():
+    model = Scripted("xé日y and more".encode())
+    assert "".join(text for (text,) in stream_text(model, ByteTokenizer(), "-", 15, stop=["日y"])) == "xé"
+    assert model.said == len("xé日y".encode())

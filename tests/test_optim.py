@@ -73,7 +73,7 @@ def test_sgd_on_a_device(cuda):
         for optimizer in optimizers:
             asarray = optimizer.flat.backend.asarray
             optimizer.flat.grad[...] = asarray(values)
-            optimizer.update(optimizer.pieces, optimizer.rates(step + 1, 0.1), asarray(np.float32(0.5)))
+            optimizer.update(optimizer.pieces, optimizer.rates(step + 1), asarray(np.float32(0.5)))
     assert_close(cuda.to_numpy(optimizers[1].flat.data), optimizers[0].flat.data)
     assert optimizers[1].flat.backend is cuda
 
@@ -300,6 +300,8 @@ GROUPS = "^AdamW: expected a list of Parameters, or one of groups that all have 
         (lambda model: AdamW([{"weight_decay": 0.1}]), GROUPS),
         (lambda model: SGD([{"weight_decay": 0.1}]), GROUPS.replace("AdamW", "SGD")),
         (lambda model: clip_grad_norm_(model, 1.0), ITERABLE.format("Linear")),
+        (lambda model: clip_grad_norm_(3, 1.0), ITERABLE.format("int")),
+        (lambda model: AdamW(3), ITERABLE.format("int")),
         (lambda model: AdamW(["weight"]), "^AdamW: expected Parameters, got a str$"),
         (lambda model: AdamW([model]), "^AdamW: expected Parameters, got a Linear$"),
         (lambda model: AdamW([model.weight.data]), "^AdamW: expected Parameters, got a ndarray$"),

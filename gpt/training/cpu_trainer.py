@@ -46,7 +46,6 @@ class CPUTrainer(Trainer):
         self._workers.run("gradients", self.step)
         loss = self._micro_losses.sum()
         self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
-        optimizer.lr = self.learning_rate(self.step)
         with self._updating():
             self._workers.run("update", self.step)
             optimizer.steps += 1
@@ -89,8 +88,9 @@ class CPUTrainer(Trainer):
     @np.errstate(all="ignore")
     def _update(self, worker: Worker, step: int) -> None:
         """AdamW with clipped gradients, on this worker's share of the parameters."""
-        rates = self.optimizer.rates(step + 1, self.learning_rate(step))
-        self.optimizer.update(worker.share(self.optimizer.pieces), rates, self._clip_factor(self._norm[0]))
+        optimizer = self.optimizer
+        optimizer.lr = self.learning_rate(step)  # in each process
+        optimizer.update(worker.share(optimizer.pieces), optimizer.rates(step + 1), self._clip_factor(self._norm[0]))
 
     @np.errstate(all="ignore")
     def _evaluate(self, worker: Worker, _: int, tell: Callable = lambda done, total: None) -> None:

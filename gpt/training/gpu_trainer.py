@@ -38,7 +38,7 @@ class GPUTrainer(Trainer):
         upload(self._starts, self.dataset.train.first_tokens(self._training_starts(self.step)))
         upload(self._step_number, self.step)
         optimizer.lr = self.learning_rate(self.step)
-        upload(self._rates, optimizer.rates(self.step + 1, optimizer.lr))
+        upload(self._rates, optimizer.rates(self.step + 1))
         with self._updating():
             self._train_on_device()
             optimizer.steps += 1

@@ -14,7 +14,7 @@ from gpt.models.language_model import LanguageModel
 from gpt.text.dataset import Dataset, Split, random_starts
 from gpt.training.interrupt import hold_interrupts
 from tensorlite import no_grad, random
-from tensorlite.optim import AdamW, clip_grad_norm_, decay_groups, learning_rate
+from tensorlite.optim import AdamW, decay_groups, learning_rate
 
 
 @dataclass
@@ -87,15 +87,16 @@ class Trainer:
         """One step of AdamW on one batch. (loss before the step, gradient norm before clipping): 0-d arrays that
         are not read back from the device, and are to be read before the next step."""
         config, optimizer, losses = self.config, self.optimizer, self._micro_losses
-        self.model.train()
         x, y = self.dataset.train.block(self._training_starts(self.step))  # (B, T) each, y one token later
+        self.model.train()
         optimizer.zero_grad()
         for i, rows in enumerate(self._micro_batches(len(x))):
-            with random.scope(config.seed, step=self.step, first_row=rows.start):  # the dropout masks of these rows
-                loss = self.model(x[rows], y[rows])[1] * ((rows.stop - rows.start) / len(x))
-                loss.backward()
+            with random.scope(config.seed, step=self.step, first_row=rows.start):  # of the dropout masks
+                _, loss = self.model(x[rows], y[rows])
+                loss = loss * ((rows.stop - rows.start) / len(x))  # their share of the batch's mean
+                loss.backward()  # adds to what the micro-batches before have left in optimizer.flat.grad
             losses[i] = loss.data
-        norm = clip_grad_norm_(self.flat, max_norm=0.0)  # which leaves them: the step scales them on its way
+        norm = self.flat.backend.l2_norm(self.flat.grad)
         optimizer.lr = self.learning_rate(self.step)
         with self._updating():
             optimizer.step(grad_scale=self._clip_factor(norm))
