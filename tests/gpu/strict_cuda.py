@@ -204,15 +204,17 @@ class Stream:
             raise MisuseError("a blocking stream waits for the null stream, which the stand-in does not")
         self.ptr = 0 if null else next(_serials) + 1
         self.waited: dict[int, int] = {}  # stream -> how much of its work is done before ours
+        self._outer: list[Stream] = []  # a stream may be entered again within itself
 
     def __enter__(self):
         global _current
-        self._outer, _current = _current, self
+        self._outer.append(_current)
+        _current = self
         return self
 
     def __exit__(self, *exc):
         global _current
-        _current = self._outer
+        _current = self._outer.pop()
 
     def record(self) -> Event:
         return Event(self)

@@ -277,9 +277,6 @@ cupy.cuda = types.SimpleNamespace(
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     **{name: getattr(strict_cuda, name) for name in ("Stream", "MemoryPool", "get_current_stream", "using_allocator")},
 )
-strict_cublas.find_allocation = strict_cuda.find_allocation
-strict_cublas.current_stream = lambda: strict_cuda.get_current_stream().ptr
-strict_cublas.launch = lambda name, function, reads, writes: launch(name, function, [*reads, *writes])
 
 
 def _erf(x):
