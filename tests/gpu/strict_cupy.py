@@ -85,7 +85,7 @@ def _place(name: str, function, result, given):
         out[...] = function()
 
     out[...] = result
-    launch(name, compute, [*given, out])
+    launch(name, compute, [*given, out], done=True)
     return ndarray(out)
 
 
