@@ -34,7 +34,7 @@ SEPARATOR = "\n---------------\n"
 
 
 def main() -> int:
-    args, config = parse_arguments()
+    args, config = parse_arguments(sys.argv[1:])
     with hold_interrupts():
         from threadpoolctl import threadpool_limits
 
@@ -121,9 +121,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse_arguments() -> tuple[argparse.Namespace, SampleConfig]:
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, SampleConfig]:
     """What was given. UserError for values that make no sense, and for words that belong to no option."""
-    args, words = build_parser().parse_known_args()
+    args, words = build_parser().parse_known_args(argv)
     words = [word for word in (args.stdin, *words) if word not in (None, "-")]
     if words:
         option = "--model" if os.path.exists(words[0]) else "--prompt"  # noqa: PTH110 - Path's fails for a long name

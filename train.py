@@ -3,6 +3,7 @@
 python train.py                                 little-shakespeare, about a minute
 python train.py nanogpt-cpu --data book.txt     another preset, your own text
 python train.py --resume --max-iters 10000      go on with the newest run
+python train.py --init-from runs/mine --data x  a new run that starts from another's weights, or from a GPT-2's
 """
 
 import _signal as signal  # which is there already, and so leaves Ctrl-C no time for a traceback
@@ -14,6 +15,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"train.py: interrupted\n") and 130))
 
 import argparse
+import math
+import time
 from pathlib import Path
 
 from gpt.cli import Parser, add_config_options, run_script
@@ -25,27 +28,33 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-RUN_OPTIONS = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite")  # not of the configuration
+NOT_CONFIGURED = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite", "max_minutes")
 
 
 def main() -> int:
+    start = time.monotonic()
     args = parse_arguments(sys.argv[1:])
     with hold_interrupts():
-        from gpt.training.session import (  # after --help and usage errors, which need not wait
-            resume_session,
-            start_session,
-        )
+        # After --help and usage errors, which need not wait.
+        from gpt.training.initial import starting_point
+        from gpt.training.session import resume_session, start_session
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
+    if not args.max_minutes >= 0:
+        raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
-    options = {name: value for name, value in vars(args).items() if name not in RUN_OPTIONS}
+    options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
+    if args.resume and "init_from" in options:
+        raise UserError("--resume goes on with a run and --init-from begins a new one: leave one of them out")
     if args.resume:
         session = resume_session(args.out, args.preset, options, device)
     else:
-        config = load_preset(args.preset or DEFAULT_PRESET).updated(options)
-        session = start_session(config, args.out, args.overwrite, device)
-    return session.run()
+        config, initial = starting_point(load_preset(args.preset or DEFAULT_PRESET), options)
+        if "vocab_size" in options and config.train.tokenizer != "bpe":
+            raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
+        session = start_session(config, args.out, args.overwrite, device, initial)
+    return session.run(start + 60 * args.max_minutes)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -73,6 +82,10 @@ def build_parser(defaults: dict) -> Parser:
         "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
     )
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
+    parser.add_argument(
+        "--max-minutes", type=float, default=math.inf, metavar="M",
+        help="stop at the next step after so many minutes, saved and to be resumed (default: none)",
+    )  # fmt: skip
     add_device_options(parser, threads=True)
     add_config_options(parser, defaults)
     return parser

@@ -285,13 +285,12 @@ class Faults:
             words += rng.choice(([name], [f"{name}={value}"], [name, value], [value]))
         with _sentence() as refused, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
             if script is sample:
-                args, rest = parser.parse_known_args(words)
-                sample.check(args, rest)
+                args, _ = sample.parse_arguments(words)
                 Device(args.backend, args.dtype, args.tf32, args.graph)
             else:
                 args = train.parse_arguments(words)
                 Device(**{name: getattr(args, name) for name in train.DEVICE_OPTIONS})
-                given = {name: value for name, value in vars(args).items() if name not in train.RUN_OPTIONS}
+                given = {name: value for name, value in vars(args).items() if name not in train.NOT_CONFIGURED}
                 config = load_preset(args.preset or train.DEFAULT_PRESET).updated(given)
                 if any(config.to_dict().get(key, value) != value for key, value in given.items()):
                     raise WrongError(f"the configuration is not {given}")

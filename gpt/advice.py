@@ -16,14 +16,13 @@ FOREIGN = {
     "device": "--backend cupy computes on a GPU, --backend numpy on the CPU",
     "epochs": "max_iters",
     "eval_only": "--max-iters 0 evaluates and stops",
-    "init_from": "train.py --resume goes on with a run, sample.py --model names one",
+    "init_from": "train.py --init-from starts a run from weights, sample.py --model names a run",
     "log_interval": "leave it out: progress is shown all the time, losses at every --eval-interval",
     "lr": "learning_rate",
     "model": "a model comes with its preset, which needs no option: train.py bigram",
     "out_dir": "a run's folder is --out for train.py and --model for sample.py",
     "start": "prompt",
     "steps": "max_iters",
-    "vocab_size": "leave it out: it comes from the tokenizer",
 }
 FOREIGN |= {
     f"wandb_{name}": "leave it out: log.jsonl in the run's folder has it" for name in ("log", "project", "run_name")

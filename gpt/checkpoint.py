@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from gpt.config import Config
-from gpt.errors import UserError, shown
-from gpt.files import atomic_write, explained, open_regular
+from gpt.errors import MissingLibraryError, UserError, shown
+from gpt.files import atomic_write, explained
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.settings import check_fields, option
-from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, make_header
-from gpt.text.tokenizers import Tokenizer, tokenizer_from_dict
+from gpt.tensor_file import FLOAT32, MAX_HEADER, TensorFile, holds_little, make_header, open_tensors, parsed
+from gpt.text.tokenizers import Tokenizer, kind_of, tokenizer_from_dict
 
 FORMAT = "tensorlite-gpt/1"
 MOMENTS = "optimizer."  # what their names begin with
@@ -39,6 +38,8 @@ class Progress:
     best_val_loss: float | None = option(None, "None before the first evaluation", least=0.0)
     evaluated_step: int = option(-1, "the step of the last evaluation", least=-1)
     seconds: float = option(0.0, "spent in all", least=0.0)
+    stale: int = option(0, "evaluations in a row that were not below loss_to_beat by their standard error", least=0)
+    loss_to_beat: float | None = option(None, "the last validation loss that was", least=0.0)
 
     def __post_init__(self):
         check_fields(self)
@@ -78,7 +79,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
     }
     header = make_header(tensors, metadata | {"sha256": _digest(tensors, metadata)})
-    if len(header) > MAX_HEADER:
+    if len(header) > MAX_HEADER or not holds_little(header):
         raise UserError(f"cannot write {path}: a model of this many layers or symbols is too much for its header")
     atomic_write(path, header, *tensors.values())
 
@@ -93,6 +94,8 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
         try:
             checkpoint = _from_metadata(file.metadata)
             twins = _check_shapes(checkpoint.config, shapes)
+        except MissingLibraryError:
+            raise
         except UserError as error:
             raise UserError(f"{path} is damaged or not of this version of the program ({error}); use another") from None
         digest = _begin_digest(file.metadata)
@@ -107,6 +110,13 @@ def load_checkpoint(path: Path, for_resume: bool = True) -> Checkpoint:
     return checkpoint
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file says that it is a checkpoint of this program, of whatever version."""
+    with contextlib.suppress(UserError), open_tensors(path) as file:
+        return file.metadata.get("format", "").startswith(FORMAT.partition("/")[0])
+    return False
+
+
 def saved_at(path: Path) -> float:
     """When the checkpoint was saved, in seconds since 1970: by its own record, which copying does not change, or by its
     file's time if it has none."""
@@ -119,25 +129,21 @@ def saved_at(path: Path) -> float:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[TensorFile]:
     """The file at `path`. Within, what is wrong with it becomes a UserError."""
-    try:
-        with explained("read", path):
-            if not path.exists():
-                raise UserError(f"there is no checkpoint {path}")
-            with os.fdopen(open_regular(path, follow=True), "rb") as raw:
-                file = TensorFile(raw)
-                if file.metadata.get("format") != FORMAT:
-                    found = shown(file.metadata.get("format"))
-                    raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
-                yield file
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: it is damaged or not a safetensors file ({error}); use another") from None
+    with explained("read", path):
+        if not path.exists():
+            raise UserError(f"there is no checkpoint {path}")
+    with open_tensors(path) as file:
+        if file.metadata.get("format") != FORMAT:
+            found = shown(file.metadata.get("format"))
+            raise UserError(f"{path} is not a checkpoint of this program (format {found}); use another")
+        yield file
 
 
 def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
     """The checkpoint without its arrays. UserError for what cannot be."""
     config = Config.from_dict(_parsed(metadata, "config"), source="its configuration")
     tokenizer = tokenizer_from_dict(_parsed(metadata, "tokenizer"))
-    ours, expected = (tokenizer.kind, tokenizer.vocab_size), (config.train.tokenizer, config.gpt.vocab_size)
+    ours, expected = (tokenizer.kind, tokenizer.vocab_size), (kind_of(config.train.tokenizer), config.gpt.vocab_size)
     if ours != expected:
         raise UserError("its tokenizer is {} of {:,}, its configuration's {} of {:,}".format(*ours, *expected))
     progress = _parsed(metadata, "progress")
@@ -151,7 +157,7 @@ def _from_metadata(metadata: dict[str, str]) -> Checkpoint:
 
 def _parsed(metadata: dict[str, str], part: str) -> dict:
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(metadata.get(part, ""))
+        value = parsed(metadata.get(part, "").encode())
         if isinstance(value, dict):
             return value
     raise UserError(f"its {part} is no JSON object")

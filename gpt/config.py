@@ -17,7 +17,7 @@ from gpt.files import explained, read_regular
 from gpt.models.kinds import MODEL_KINDS, no_effect
 from gpt.models.shape import GPTConfig
 from gpt.settings import check_fields, option
-from gpt.text.tokenizers import TOKENIZERS
+from gpt.text.tokenizers import BPE_SIZE, kind_of
 from tensorlite.random import MAX_SEED
 
 MAX_PRESET = 2**20  # bytes of a TOML file
@@ -35,7 +35,12 @@ class TrainConfig:
     data: str | None = option(
         None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
     )
-    tokenizer: str = option("char", "symbols: the text's characters, or the bytes of any file", choices=TOKENIZERS)
+    init_from: str | None = option(
+        None, "weights to start from, and their shape: a run, a checkpoint, or a folder or file with a GPT-2"
+    )
+    tokenizer: str = option(
+        "char", "symbols: char, the bytes of any file: byte, sub-words: bpe, or a tokenizer.json of Hugging Face's"
+    )
     val_fraction: float = option(0.1, "share of the text, at its end, held out for validation", least=0.001, most=0.9)
     batch_size: int = option(12, "sequences per step", least=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are added up for one step", least=1)
@@ -51,10 +56,13 @@ class TrainConfig:
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0 for no clipping", least=0.0)
     eval_interval: int = option(500, "steps between evaluations, each of which saves a checkpoint", least=1)
     eval_iters: int = option(200, "batches per evaluation, of the training and of the validation text", least=1)
+    patience: int = option(0, "stop after so many evaluations without a new best; 0: never", least=0)
+    sample_interval: int = option(0, "steps between samples of what the model writes by then; 0: none", least=0)
     seed: int = option(1337, "of the initial weights, the batches and the dropout masks", least=0, most=MAX_SEED)
 
     def __post_init__(self):
         check_fields(self)
+        kind_of(self.tokenizer)
         if self.lr_decay_iters and self.lr_decay_iters <= self.warmup_iters:
             raise UserError(
                 f"lr_decay_iters must be 0 or more than warmup_iters, got {self.lr_decay_iters} and {self.warmup_iters}"
@@ -102,11 +110,12 @@ class Config:
         A file from before an option existed lacks it, and one that has None for it does not name it: so a new option's
         default means what was done without it, and a default of None stays.
         """
-        return cls(GPTConfig(), TrainConfig()).updated(values, source)
+        return cls(GPTConfig(vocab_size=BPE_SIZE), TrainConfig()).updated(values, source)
 
     def updated(self, values: dict, source: str | None = None) -> "Config":
         """A copy with some keys changed. UserError, naming `source` if there is one, for a key that does not exist or
-        means nothing to the model, and for a value that cannot be."""
+        means nothing to the model, and for a value that cannot be. Another tokenizer leaves nothing of the size of the
+        last one's vocabulary."""
         known, idle = option_fields(), MODEL_KINDS[self.train.model].ignored
         prefix = f"{source}: " if source else ""
         for key in values:
@@ -116,6 +125,8 @@ class Config:
                 hint = instead_of(key, known) or f"; the keys are {', '.join(known)}"
                 raise UserError(f"{prefix}unknown key {shown(key)}{hint}")
         model_keys = {f.name for f in fields(GPTConfig)}
+        if values.get("tokenizer", self.train.tokenizer) != self.train.tokenizer:
+            values = {"vocab_size": BPE_SIZE} | values
         try:
             return Config(
                 replace(self.gpt, **{k: v for k, v in values.items() if k in model_keys}),

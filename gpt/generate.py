@@ -1,5 +1,7 @@
 """Sampling: one token at a time from a model's next-token scores."""
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -140,13 +142,20 @@ class _Ending:
         return released
 
 
+def write_text(model, tokenizer, max_new_tokens: int, seed: int) -> str:
+    """A sample of the model from the default prompt on."""
+    prompt = default_prompt(tokenizer)
+    return prompt + "".join(text for (text,) in stream_text(model, tokenizer, prompt, max_new_tokens, seed=seed))
+
+
 def default_prompt(tokenizer) -> str:
-    """What to start from if nothing is given: a new line, or the vocabulary's first symbol where there is none."""
-    try:
-        tokenizer.encode("\n")
-    except UserError:
-        return tokenizer.decode([0])
-    return "\n"
+    """What to start from if nothing is given: a new line, or the vocabulary's first symbol where there is none, and
+    that can stand alone."""
+    for text in itertools.chain(["\n"], (tokenizer.decode([token]) for token in range(tokenizer.vocab_size))):
+        with contextlib.suppress(UserError):
+            if len(tokenizer.encode(text)):
+                return text
+    raise UserError("the tokenizer has no token for any text: give a --prompt, or train with another")
 
 
 def _context(ids) -> np.ndarray:

@@ -58,7 +58,7 @@ def check_sampling(config: Config, backend: Backend, samples: int, prompt: int, 
 def memory_explained(config: Config, cpu: bool, text: int, fixed: Set[str], workers: int = 1) -> Iterator[None]:
     """Within, a MemoryError becomes a UserError that says what to change.
 
-    text: tokens of the text. fixed: keys that cannot be changed any more.
+    text: its characters. fixed: keys that cannot be changed any more.
     """
     text = _text_bytes(text, cpu)
     try:
@@ -76,8 +76,9 @@ def _advice(config: Config, needs: Callable[[Config], int], fixed: Set[str] = fr
     able = {key: value for key, value in least.items() if key not in fixed and value < now[key]}
     spare = WORTH_IT * needs(config)
     helping = [key for key, value in able.items() if needs(config) - needs(config.updated({key: value})) >= spare]
-    lower = [as_option(key) for key in helping if key != "vocab_size"]
-    ways = ["use --tokenizer byte"] if "vocab_size" in helping else []
+    learnt = config.train.tokenizer == "bpe"
+    lower = [as_option(key) for key in helping if key != "vocab_size" or learnt]
+    ways = ["use --tokenizer byte"] if "vocab_size" in helping and not learnt else []
     ways += [f"lower {' or '.join(lower)}"] if lower else []
     ways += ["take a smaller --data"] if "data" not in fixed and text >= spare else []
     return ", or ".join(ways) or "nothing but more memory helps"

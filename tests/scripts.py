@@ -27,7 +27,7 @@ LONG = [*TINY, "--max-iters=1000000", "--eval-interval=20", "--out=run"]
 RUN = {"config.toml", "log.jsonl", "best.safetensors", "last.safetensors", "sample.txt", ".lock"}
 AGAIN = re.compile(r"stopped and saved after step (\d+); go on with: python train.py --resume --out run\n")
 LOG_KEYS = ["step", "train_loss", "train_stderr", "val_loss", "val_stderr", "lr", "grad_norm", "tokens_per_second"]
-LOG_KEYS += ["elapsed"]
+LOG_KEYS += ["elapsed", "train_bits_per_character", "val_bits_per_character"]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -37,7 +37,8 @@ WEIGHTS = (
 
 def make(tokenizer=None, progress=None, for_resume=True, model="gpt", **shape) -> Checkpoint:
     tokenizer = tokenizer or CharTokenizer("\n abé日")
-    train = {"preset": "my.toml", "model": model, "data": "/a/naïve text", "tokenizer": tokenizer.kind}
+    name = "/a/tokenizer.json" if tokenizer.kind == "file" else tokenizer.kind
+    train = {"preset": "my.toml", "model": model, "data": "/a/naïve text", "tokenizer": name}
     config = Config(
         GPTConfig(vocab_size=tokenizer.vocab_size, **SHAPE | shape),
         TrainConfig(**train, learning_rate=1e-5, seed=2**63 - 1),
@@ -197,6 +198,7 @@ def rewrite(path: Path, drop: str = "", tensors: dict | None = None, **changes: 
         ({"config": "[]"}, ""),
         ({"config": "{"}, ""),
         ({"tokenizer": '{"kind": "words"}'}, "kind"),
+        ({"tokenizer": f"[{'[],' * 2**21}[]]"}, "its tokenizer is no JSON object"),
         ({"tokenizer": '{"kind": "char", "symbols": "ba"}'}, "sorted"),
         ({"progress": '{"step": 1, "epoch": 2}'}, "epoch"),
         ({"progress": "null"}, ""),
@@ -258,7 +260,18 @@ def test_as_many_values_as_a_model_has_but_in_one_array(path):
     assert peak_of(lambda: assert_refused(path, "do not fit its configuration")) < 4e6
 
 
-@pytest.mark.parametrize("header", [b'{"a":[' + b"[]," * 200_000 + b"[]]}", b"[" * 400_000, b'{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":[' + b"[]," * 200_000 + b"[]]}",
+        b"[" * 400_000,
+        b'{"a":' * 100_000,
+        b'{"a":[' + b"[]," * 3_000_000 + b"[]]}",
+        b'{"a":[' + b'"b",' * 3_000_000 + b"[]]}",
+        b'{"a":"' + b"b" * 2**22 + b'","c":[' + b"[]," * 2_000_000 + b"[]]}",
+    ],
+    ids=["arrays", "deep", "objects", "more arrays", "texts", "a text and arrays"],
+)
 def test_a_header_that_would_fill_the_memory(path, header):
     for length, limit in ((len(header), 2e7), (2**62, 1e5)):
         path.write_bytes(struct.pack("<Q", length) + header)

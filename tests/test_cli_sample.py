@@ -168,7 +168,7 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
             ["--out_dir=runs"],
             "unknown option --out_dir: a run's folder is --out for train.py and --model for sample.py",
         ),
-        (["--init_from=resume"], "sample.py --model names one"),
+        (["--init_from=resume"], "sample.py --model names a run"),
         (["--device=cuda"], "unknown option --device: --backend cupy computes on a GPU"),
         (["--compile=False"], "unknown option --compile: leave it out: there is nothing to compile"),
         (["--wholly-unknown"], "unknown option --wholly-unknown (see --help)"),

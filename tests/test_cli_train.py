@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import pty
 import re
@@ -28,6 +29,7 @@ from gpt.training.report import Reporter
 from sample import build_parser
 
 HUGE = 10**15
+SPLITS = ("train", "val")
 pytestmark = pytest.mark.usefixtures("cwd")
 
 
@@ -72,7 +74,7 @@ def test_underscores_and_negated_flags():
     args = script.parse_arguments(
         ["bigram", "--max_iters=3", "--batch_size", "4", "--no_bias", "--data=a_b", "--qkv-bias"]
     )
-    given = {name: value for name, value in vars(args).items() if name not in script.RUN_OPTIONS}
+    given = {name: value for name, value in vars(args).items() if name not in script.NOT_CONFIGURED}
     assert given == {"max_iters": 3, "batch_size": 4, "bias": False, "data": "a_b", "qkv_bias": True}
     assert args.preset == "bigram"
 
@@ -132,7 +134,7 @@ def test_what_is_advised_exists(name):
         ("--dropout 1.5", "dropout must be at most 1, got 1.5"),
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--activation tanh", "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
-        ("--tokenizer bpe", "tokenizer must be one of char, byte, got 'bpe'"),
+        ("--tokenizer word", "tokenizer must be one of char, byte, bpe, or the name of a tokenizer.json, got 'word'"),
         ("--val-fraction 0", "val_fraction must be at least 0.001, got 0.0"),
         ("--val-fraction 1", "val_fraction must be at most 0.9, got 1.0"),
         (f"--n-embd {HUGE}", ": lower --n-embd\n"),
@@ -161,11 +163,15 @@ def test_what_is_advised_exists(name):
         ("--dataset=x", "unknown option --dataset; did you mean --data?"),
         ("--epochs 3", "unknown option --epochs; did you mean --max-iters?"),
         ("--out_dir=x", "unknown option --out_dir: a run's folder is --out for train.py"),
-        ("--init_from=resume", "unknown option --init_from: train.py --resume goes on with a run"),
+        ("--init_from=resume", "there is no resume: to go on with a run write --resume"),
+        ("--init_from=scratch", "there is no scratch: leave --init-from out to start from random weights"),
+        ("--init_from=gpt2-xl", "there is no gpt2-xl: get that folder with: hf download openai-community/gpt2-xl "),
+        ("--init-from=missing", "there is no missing: give a run, a checkpoint, or a folder"),
+        ("--init-from=x --resume", "--resume goes on with a run and --init-from begins a new one: leave one of them"),
         ("--device=cuda", "unknown option --device: --backend cupy computes on a GPU"),
         ("--compile", "unknown option --compile: leave it out: there is nothing to compile"),
         ("--wandb_log=True", "unknown option --wandb_log: leave it out: log.jsonl"),
-        ("--vocab-size 9", "unknown option --vocab-size: leave it out: it comes from the tokenizer"),
+        ("--vocab-size 300", "--vocab-size has no effect without --tokenizer bpe: add that, or leave it out"),
         ("--model bigram", "unknown option --model: a model comes with its preset"),
         ("--wholly-unknown 3", "unknown option --wholly-unknown (see --help)"),
         ("--bias=False", "--bias takes no value: write --bias or --no-bias (see --help)"),
@@ -243,17 +249,22 @@ def test_what_a_run_prints_and_leaves(finished):
     out, folder = (finished / "stdout").read_text(), finished / "run"
     last, rows = load_checkpoint(folder / "last.safetensors"), log(folder)
     parameters = last.build_model().num_parameters()
-    assert re.fullmatch(
+    shape = (
         r"text: text.txt; [\d,]+ tokens to train on, [\d,]+ to validate\n"
         rf"model: gpt, {parameters:,} parameters; numpy on \d+ cores?\n"
         r"losses reached by counting \(train / val\): uniform N, unigram N / N, bigram N / N\n"
-        r"run: run\n(step \d+: train loss N, val loss N\n)+"
+        r"in bits per character \(val\): uniform B, unigram B, bigram B\n"
+        r"run: run\ntime: about .+: 20 steps of .+, 5 evaluations of .+\n"
+        r"(step \d+: train loss N, val loss N \(B bits per character\)\n)+"
         r"--- sample ---\n(?s:.+)\n--------------\n"
-        r"best val loss N; more text: python sample.py --model run\n".replace("N", r"\d\.\d{4}"),
-        out,
-    ), out
-    printed = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)$", out, re.MULTILINE)
-    assert printed == [(f"{r['step']}", f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}") for r in rows]
+        r"best val loss N; more text: python sample.py --model run\n"
+    )
+    assert re.fullmatch(shape.replace("N", r"\d\.\d{4}").replace("B", r"\d\.\d{3}"), out), out
+    printed = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+) \(([\d.]+) bits", out, re.MULTILINE)
+    bits = [f"{r['val_bits_per_character']:.3f}" for r in rows]
+    losses = [(f"{r['step']}", f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}") for r in rows]
+    assert printed == [(*row, b) for row, b in zip(losses, bits, strict=True)]
+    assert all(r[f"{part}_bits_per_character"] == r[f"{part}_loss"] / math.log(2) for r in rows for part in SPLITS)
     assert {file.name for file in folder.iterdir()} == RUN
     assert [row["step"] for row in rows] == [0, 6, 12, 18, 20]  # the end too
     assert all(list(row) == LOG_KEYS for row in rows)

@@ -7,6 +7,7 @@ import pytest
 
 from gpt import Config, GPTConfig, TrainConfig, UserError
 from gpt.config import PRESETS, load_preset, option_fields
+from gpt.text.tokenizers import BPE_SIZE
 from tensorlite.random import MAX_SEED
 
 DEFAULT = Config(GPTConfig(), TrainConfig())
@@ -93,7 +94,8 @@ def test_any_values_are_read_back(values, tmp_path):
 def test_a_file_sets_its_keys_and_is_the_preset(encoding, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("n_layer = 3\nlearning_rate = 1\n", encoding)
-    assert load_preset(str(path)) == DEFAULT.updated({"n_layer": 3, "learning_rate": 1.0, "preset": str(path)})
+    values = {"n_layer": 3, "learning_rate": 1.0, "preset": str(path), "vocab_size": BPE_SIZE}
+    assert load_preset(str(path)) == DEFAULT.updated(values)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,10 @@ def test_a_preset_there_is_not_is_explained():
         ({"data": 3}, "data must be of type str, got 3"),
         ({"data": "\udcff"}, "data must be UTF-8, so that it can be saved, got '\\udcff': rename the file"),
         ({"activation": "tanh"}, "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
-        ({"tokenizer": "bpe"}, "tokenizer must be one of char, byte, got 'bpe'"),
+        (
+            {"tokenizer": "word"},
+            "tokenizer must be one of char, byte, bpe, or the name of a tokenizer.json, got 'word'",
+        ),
         ({"model": "rnn"}, "model must be one of gpt, bigram, got 'rnn'"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"dropout": -0.1}, "dropout must be at least 0, got -0.1"),

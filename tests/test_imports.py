@@ -33,6 +33,7 @@ TENSORLITE = {
     "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random", "words"},
     "optim": {"nn", "tensor", "backends", "words"},
     "gradcheck": {"gradcheck", "nn", "tensor", "autograd", "backends"},
+    "tools": {"tools", "autograd", "nn", "tensor"},
     "doctor": {"doctor"},  # of the others the public names only
     "pytest_plugin": set(),  # the same
 }
@@ -43,10 +44,10 @@ GPT = {
     "advice": {"terminal"},
     "files": {"errors"},
     "settings": {"errors"},
-    "tensor_file": {"errors"},
+    "tensor_file": {"errors", "files"},
     "text": {"text", *PLAIN},
     "generate": {"errors"},
-    "models": {"models", "advice", "errors", "generate", "settings"},
+    "models": {"models", "generate", "settings", "tensor_file", *PLAIN},
     "config": {"models", "settings", "text", *PLAIN},
     "checkpoint": {"config", "models", "settings", "tensor_file", "text", *PLAIN},
     "device": {"errors", "models"},
@@ -54,6 +55,7 @@ GPT = {
     "cli": {"config", "models", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
+GPT["export"] = {"export", *GPT}
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 
@@ -85,6 +87,12 @@ def test_importing_tensorlite_loads_neither_cupy_nor_torch():
     loaded = {module.partition(".")[0] for module in modules_after("import tensorlite")}
     assert {"tensorlite", "numpy"} <= loaded
     assert not loaded & {"cupy", "cupyx", "torch", "gpt", "safetensors", "tqdm", "threadpoolctl"}
+
+
+@pytest.mark.parametrize("modules", ["gpt", "gpt.export.__main__, gpt.export.huggingface, gpt.export.onnx"])
+def test_importing_gpt_loads_no_library_that_is_optional(modules):
+    loaded = {module.partition(".")[0] for module in modules_after(f"import {modules}")}
+    assert not loaded & {"cupy", "torch", "onnx", "onnxruntime", "safetensors", "tokenizers", "transformers"}
 
 
 def test_importing_tensorlite_adds_little_to_numpy():

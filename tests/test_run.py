@@ -174,8 +174,8 @@ def test_a_link_that_is_put_there_meanwhile_is_not_followed(folder):
     Path("precious").write_text("content")
     for path in (folder.log, folder.sample, folder.best):
         path.symlink_to("../precious")
-    for write in (lambda: folder.append_log({}), lambda: atomic_write(folder.sample, "text"),
-                  lambda: save_checkpoint(folder.best, make()), lambda: folder.rewind_log(1)):  # fmt: skip
+    for write in (lambda: folder.append(folder.log, {}), lambda: atomic_write(folder.sample, "text"),
+                  lambda: save_checkpoint(folder.best, make()), lambda: folder.rewind(1)):  # fmt: skip
         with pytest.raises(UserError, match="is a symbolic link"):
             write()
     assert Path("precious").read_text() == "content"
@@ -186,8 +186,8 @@ def test_a_hard_link_to_the_log_is_not_appended_to(folder):
     write_log(folder)
     os.link(folder.log, "precious")
     before = Path("precious").read_bytes()
-    folder.rewind_log(100)
-    folder.append_log({"step": 20})
+    folder.rewind(100)
+    folder.append(folder.log, {"step": 20})
     assert Path("precious").read_bytes() == before
     assert read_log(folder) == [*ROWS, {"step": 20}]
 
@@ -271,7 +271,7 @@ def test_opening_removes_the_leftovers_of_a_killed_run():
 
 def write_log(folder: RunFolder, tail: bytes = b"") -> None:
     for row in ROWS:
-        folder.append_log(row)
+        folder.append(folder.log, row)
     with folder.log.open("ab") as file:
         file.write(tail)
 
@@ -283,7 +283,7 @@ def read_log(folder: RunFolder) -> list:
 @pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (9, 2), (10, 3), (12, 3), (15, 4), (100, 4)])
 def test_rows_after_the_checkpoint_are_dropped(folder, step, kept):
     write_log(folder)
-    folder.rewind_log(step)
+    folder.rewind(step)
     assert read_log(folder) == ROWS[:kept]
 
 
@@ -308,25 +308,25 @@ def test_rows_after_the_checkpoint_are_dropped(folder, step, kept):
 )
 def test_torn_last_line_is_dropped(folder, tail):
     write_log(folder, tail)
-    folder.rewind_log(15)
-    folder.append_log({"step": 20})
+    folder.rewind(15)
+    folder.append(folder.log, {"step": 20})
     assert read_log(folder) == [*ROWS, {"step": 20}]
 
 
 def test_last_line_torn_just_before_its_end(folder):
     write_log(folder)
     folder.log.write_bytes(folder.log.read_bytes().removesuffix(b"\n"))
-    folder.rewind_log(15)
-    folder.append_log({"step": 20})
+    folder.rewind(15)
+    folder.append(folder.log, {"step": 20})
     assert read_log(folder) == [*ROWS, {"step": 20}]
 
 
 def test_log_that_is_not_there_or_cannot_be_written(folder):
-    folder.rewind_log(3)
+    folder.rewind(3)
     assert not folder.log.exists()
     folder.log.mkdir()
     with pytest.raises(UserError, match="cannot write run/log.jsonl: Is a directory"):
-        folder.append_log(ROWS[0])
+        folder.append(folder.log, ROWS[0])
 
 
 # --- finding one ---

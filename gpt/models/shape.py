@@ -10,7 +10,7 @@ from gpt.settings import check_fields, option
 class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's (124M)."""
 
-    vocab_size: int = option(50257, "symbols of the vocabulary; comes from the tokenizer", least=1, flag=False)
+    vocab_size: int = option(50257, "sub-words to learn with --tokenizer bpe; any other knows how many it has", least=1)
     block_size: int = option(1024, "longest context, in tokens", least=1)
     n_layer: int = option(12, "transformer blocks", least=1)
     n_head: int = option(12, "attention heads per block; divides n_embd", least=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,22 @@ class Split:
     tokens: np.ndarray  # 1-D, of the smallest of uint8, uint16, int32 that holds the vocabulary
     block_size: int
     record: int = 0  # n > 0: every n tokens are a record of their own, with one block at its start
+    characters: int = 0  # of its text,
+    text_bytes: int = 0  # and the bytes of that as UTF-8
 
     @property
     def num_blocks(self) -> int:
         """How many starts `block` accepts."""
         return len(self.tokens) // self.record if self.record else len(self.tokens) - self.block_size
+
+    def bits_per_character(self, loss: float) -> float:
+        """A loss in nats per token, in bits per character of this text: loss x tokens / characters / ln 2. Models with
+        other tokenizers can be held against it."""
+        return loss * len(self.tokens) / self.characters / math.log(2)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """The same per byte of UTF-8: loss x tokens / bytes / ln 2."""
+        return loss * len(self.tokens) / self.text_bytes / math.log(2)
 
     def first_tokens(self, starts: np.ndarray) -> np.ndarray:
         """Where in `tokens` the blocks of these numbers begin."""
@@ -52,6 +64,13 @@ class Dataset:
     name: str
 
 
+def split_at(text: Text, val_fraction: float) -> int:
+    """The character at which the last `val_fraction` of `text` begins."""
+    unit = text.record or 1
+    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
+    return int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+
+
 def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction: float = 0.1) -> Dataset:
     """Split `text` at a character, its last `val_fraction` for validation, and encode the parts.
 
@@ -61,9 +80,7 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
         raise ValueError(f"expected whole records longer than {block_size}, got record={text.record}")
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {val_fraction}; 0.1 is usual")
-    unit = text.record or 1
-    # Rounded first, because 10 * (1 - 0.9) is 0.9999999999999998.
-    boundary = int(round(len(text.text) // unit * (1 - val_fraction), 6)) * unit
+    boundary = split_at(text, val_fraction)
     vocab_size = tokenizer.vocab_size
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 
@@ -74,14 +91,21 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
                 f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
                 f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
             )
-        return Split(tokens, block_size, text.record)
+        size = sum(map(len, _utf8(characters)))
+        return Split(tokens, block_size, text.record, len(characters), size)
 
     train = make_split("training", text.text[:boundary])
     val = make_split("validation", text.text[boundary:])
     digest = hashlib.sha256(f"{boundary}\n".encode())
-    for start in range(0, len(text.text), PIECE):
-        digest.update(text.text[start : start + PIECE].encode("utf-8", "surrogateescape"))
+    for piece in _utf8(text.text):
+        digest.update(piece)
     return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
+
+
+def _utf8(text: str) -> Iterator[bytes]:
+    """The bytes of `text`, a piece at a time."""
+    for start in range(0, len(text), PIECE):
+        yield text[start : start + PIECE].encode("utf-8", "surrogateescape")
 
 
 def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:

@@ -1,14 +1,19 @@
-"""Text to integer tokens and back: the characters of a text, or the bytes of anything."""
+"""Text to integer tokens and back: the characters of a text, the bytes of anything, or sub-words (bpe.py)."""
 
 import codecs
 import reprlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import MissingLibraryError, UserError, shown
+from gpt.text.bpe import SubwordTokenizer, learn_bpe
+from gpt.text.utf8 import encoded
 
-TOKENIZERS = ("char", "byte")
+TOKENIZERS = ("char", "byte", "bpe")
+FILE = ".json"  # how the name of any other tokenizer ends: it is a file of Hugging Face's
+BPE_SIZE = 1024  # sub-words to learn if nothing else is said: of English they are some two characters long
 PIECE = 2**20  # characters of a text that are handled at a time: what is made on the way is many times their memory
 MAX_LISTED = 20  # unknown characters named in an error
 
@@ -81,7 +86,7 @@ class ByteTokenizer:
 
     def encode(self, text: str, dtype=np.int64) -> np.ndarray:
         """Tokens, one per UTF-8 byte of `text`."""
-        return np.frombuffer(_encode(text, "utf-8", "surrogateescape"), dtype=np.uint8).astype(dtype, copy=False)
+        return np.frombuffer(encoded(text, "utf-8", "surrogateescape"), dtype=np.uint8).astype(dtype, copy=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of tokens `ids`."""
@@ -97,7 +102,7 @@ class ByteTokenizer:
         return {"kind": self.kind}
 
 
-Tokenizer = CharTokenizer | ByteTokenizer
+Tokenizer = CharTokenizer | ByteTokenizer | SubwordTokenizer
 
 
 def readable(text: str) -> str:
@@ -105,12 +110,29 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def make_tokenizer(kind: str, text: str) -> Tokenizer:
-    """The tokenizer of a `kind` in TOKENIZERS for training on `text`."""
-    if kind == "char":
-        return CharTokenizer.from_text(text)
-    if kind == "byte":
-        return ByteTokenizer()
+def kind_of(name: str) -> str:
+    """The kind of the tokenizer that the setting `tokenizer` names; UserError if it names none."""
+    if name not in TOKENIZERS and not name.endswith(FILE):
+        choices = ", ".join(TOKENIZERS)
+        raise UserError(f"tokenizer must be one of {choices}, or the name of a tokenizer{FILE}, got {shown(name)}")
+    return name if name in TOKENIZERS else "file"
+
+
+def located(name: str) -> str:
+    """The setting `tokenizer` as it is kept: of a file its whole path."""
+    return str(Path(name).absolute()) if kind_of(name) == "file" else name
+
+
+def make_tokenizer(kind: str, text: str, split: int | None = None, vocab_size: int = BPE_SIZE) -> Tokenizer:
+    """The tokenizer of a `kind` in TOKENIZERS for training on the first `split` characters of `text`: all of it has
+    the characters of "char", the training part the `vocab_size` sub-words of "bpe"."""
+    match kind:
+        case "char":
+            return CharTokenizer.from_text(text)
+        case "byte":
+            return ByteTokenizer()
+        case "bpe":
+            return learn_bpe(text[:split], vocab_size)
     raise UserError(f"unknown tokenizer {kind!r}; choose --tokenizer {' or '.join(TOKENIZERS)}")
 
 
@@ -122,27 +144,19 @@ def tokenizer_from_dict(d: object) -> Tokenizer:
                 return CharTokenizer(symbols)
             case {"kind": "byte"}:
                 return ByteTokenizer()
+            case {"kind": "bpe" | "file" as kind, "json": str(text)}:
+                return SubwordTokenizer(kind, text)
+    except MissingLibraryError:
+        raise
     except (ValueError, UserError):
         pass
     raise UserError(
-        "the file's tokenizer is damaged or from a newer version: expected kind 'byte', or 'char' with "
-        f"sorted distinct symbols, got {reprlib.repr(d)}; use an intact file or a newer program"
+        "the file's tokenizer is damaged or from a newer version: expected kind 'byte', 'char' with sorted distinct "
+        f"symbols, or 'bpe' or 'file' with a tokenizer's JSON, got {reprlib.repr(d)}; "
+        "use an intact file or a newer program"
     )
 
 
 def _code_points(text: str, start: int = 0) -> np.ndarray:
     """uint32 code points of `text`, which begins at position `start` of a longer one."""
-    return np.frombuffer(_encode(text, "utf-32-le", start=start), dtype="<u4")
-
-
-def _encode(text: str, encoding: str, errors: str = "strict", start: int = 0) -> bytes:
-    """`text` in a Unicode `encoding`, which lone surrogates do not have."""
-    try:
-        return text.encode(encoding, errors)
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        what = f"byte 0x{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
-        raise UserError(
-            f"the text is not UTF-8, for it has the {what} at position {start + error.start}: convert it to UTF-8, "
-            "or train a model with --tokenizer byte, which takes any bytes"
-        ) from error
+    return np.frombuffer(encoded(text, "utf-32-le", start=start), dtype="<u4")

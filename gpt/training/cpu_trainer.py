@@ -5,6 +5,7 @@ NumPy's element-wise work then runs in parallel, and the arrays of a micro-batch
 the micro-batches are added up in their order, so the numbers do not depend on how many workers there were.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from gpt.config import TrainConfig
 from gpt.models.language_model import LanguageModel
 from gpt.text.dataset import Dataset
-from gpt.training.trainer import Trainer
+from gpt.training.trainer import Trainer, seconds_of
 from gpt.training.workers import Worker, Workers
 from tensorlite import grad, random
 
@@ -42,10 +43,13 @@ class CPUTrainer(Trainer):
 
     @np.errstate(all="ignore")
     def train_step(self):
+        """As of every trainer, but that nothing is changed by a step whose loss or gradient is not finite."""
         optimizer = self.optimizer
         self._workers.run("gradients", self.step)
         loss = self._micro_losses.sum()
         self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
+        if not (math.isfinite(loss) and math.isfinite(self._norm[0])):
+            return loss, self._norm[0].copy()
         with self._updating():
             self._workers.run("update", self.step)
             optimizer.steps += 1
@@ -53,6 +57,10 @@ class CPUTrainer(Trainer):
 
     def _run_evaluation(self, tell) -> None:
         self._workers.run("evaluate", tell=tell)
+
+    def rehearse(self) -> tuple[float, float]:
+        step = seconds_of(lambda: self._workers.run("gradients", self.step))
+        return step, super().rehearse()[1] / self.threads
 
     # -- the workers' jobs; a diverging loss is for the caller to report, NumPy's warnings on the way say no more --
 
@@ -64,7 +72,7 @@ class CPUTrainer(Trainer):
         if not self.model.training:  # since the last evaluation; each process has a mode of its own
             self.model.train()
         x, y = self.dataset.train.block(self._training_starts(step))
-        parts = self._micro_batches(len(x))
+        parts = self.micro_batches(len(x))
         for i in worker.share(range(len(parts))):
             rows = parts[i]
             add = partial(self._add_gradient, worker, first=i == 0, last=i == len(parts) - 1)

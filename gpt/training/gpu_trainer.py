@@ -57,7 +57,7 @@ class GPUTrainer(Trainer):
     # -- what is captured --
 
     def _train(self) -> None:
-        config, backend, parts = self.config, self.flat.backend, self._micro_batches(self.rows_per_step)
+        config, backend, parts = self.config, self.flat.backend, self.micro_batches(self.rows_per_step)
         if not self.model.training:
             self.model.train()
         for i, rows in enumerate(parts):

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from gpt.terminal import say
+from gpt.terminal import say, show
 
 READ_SECONDS = 0.2  # how often the loss is read back and shown; reading makes a GPU wait
 LINE_SECONDS = 30.0  # how often a plain line is printed when there is no terminal
@@ -25,6 +25,11 @@ class Reporter:
         """A line of output that stays."""
         with tqdm.external_write_mode():  # without the bar
             say(text)
+
+    def text(self, text: str) -> None:
+        """Text of a model's, which is shown as it is."""
+        with tqdm.external_write_mode():
+            show(text)
 
     def due(self) -> bool:
         """Whether it is time to read the loss back, or to show anything."""

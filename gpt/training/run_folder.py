@@ -1,4 +1,4 @@
-"""A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, sample.txt."""
+"""A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, samples.jsonl, sample.txt."""
 
 import json
 import os
@@ -71,8 +71,8 @@ class RunFolder:
         self.path = path
         self.config, self.log = path / "config.toml", path / "log.jsonl"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
-        self.sample = path / "sample.txt"
-        self._files = (self.config, self.log, self.best, self.last, self.sample)
+        self.sample, self.samples = path / "sample.txt", path / "samples.jsonl"
+        self._files = (self.config, self.log, self.best, self.last, self.sample, self.samples)
         with explained("use", path):
             for file in self._files:
                 check_replaceable(file)
@@ -110,20 +110,21 @@ class RunFolder:
         for file in self._files:
             file.unlink(missing_ok=True)
 
-    def append_log(self, row: dict) -> None:
-        """Add one JSON object to the log."""
-        with explained("write", self.log):
-            descriptor = open_regular(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def append(self, path: Path, row: dict) -> None:
+        """Add one JSON object to the log, or to the samples."""
+        with explained("write", path):
+            descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(descriptor, "ab") as file:
                 file.write(json.dumps(row).encode() + b"\n")
 
-    def rewind_log(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run will write again. The log becomes a file of its own, for a
-        hard link would lead what is appended to it out of the folder."""
-        with explained("read", self.log):
-            if self.log.exists():
-                rows = read_regular(self.log, MAX_LOG).splitlines()
-                atomic_write(self.log, b"".join(row + b"\n" for row in rows if _step_of(row) <= step))
+    def rewind(self, step: int) -> None:
+        """Drop what a run resumed at `step` will write again: the log's rows after it, the samples' from it on. They
+        become files of their own, for a hard link would lead what is appended to it out of the folder."""
+        for path, last in ((self.log, step), (self.samples, step - 1)):
+            with explained("read", path):
+                if path.exists():
+                    rows = read_regular(path, MAX_LOG).splitlines()
+                    atomic_write(path, b"".join(row + b"\n" for row in rows if _step_of(row) <= last))
 
 
 def newest_run(runs: Path = RUNS) -> Path:

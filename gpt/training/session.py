@@ -1,5 +1,6 @@
 """Putting a training run together: configuration, then data, then model, then the loop."""
 
+import math
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +12,27 @@ from gpt.config import Config, GPTConfig
 from gpt.device import Device
 from gpt.errors import UserError
 from gpt.files import atomic_write, check_size
-from gpt.generate import default_prompt, stream_text
+from gpt.generate import write_text
 from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import build_model
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say, show, tell
-from gpt.text.dataset import Dataset, make_dataset, optima
+from gpt.text.bpe import read_tokenizer
+from gpt.text.dataset import Dataset, make_dataset, optima, split_at
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import make_tokenizer, readable
+from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer, readable
 from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.initial import Initial
 from gpt.training.interrupt import InterruptOnce
-from gpt.training.loop import TrainingLoop
+from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
 
 SAMPLE_TOKENS = 500
 FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
+FIXED_INITIALLY = FIXED - {"block_size", "val_fraction"}  # with --init-from
 
 
 @dataclass
@@ -41,21 +46,23 @@ class Session:
     device: Device
     checkpoint: Checkpoint | None = None  # where to go on from
 
-    def run(self) -> int:
-        """Train, sample, and return the exit status."""
-        text = len(self.dataset.train.tokens) + len(self.dataset.val.tokens)
-        fixed = FIXED | {"data"} if self.checkpoint else set()
+    def run(self, deadline: float = math.inf) -> int:
+        """Train, sample, and return the exit status. deadline: see TrainingLoop."""
+        text = self.dataset.train.characters + self.dataset.val.characters
+        fixed = FIXED | {"data"} if self.checkpoint else FIXED_INITIALLY if self.config.train.init_from else set()
         with memory_explained(self.config, self.device.backend == "numpy", text, fixed, self.device.cores):
-            return self._run()
+            return self._run(deadline)
 
-    def _run(self) -> int:
+    def _run(self, deadline: float) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
         with InterruptOnce() as interrupts, self._trainer() as trainer:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
                 self.checkpoint = None  # what it held is in the trainer, and need not be held twice
-            reason = TrainingLoop(trainer, self.folder, self.config, progress).run(interrupts)
+            left = forecast(self.config.train, progress.step, progress.evaluated_step, trainer.rehearse())
+            say(f"time: {left.described(self.config.train)}")
+            reason = TrainingLoop(trainer, self.folder, self.config, progress, deadline).run(interrupts)
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
@@ -67,6 +74,8 @@ class Session:
         """Say how to go on. The exit status, if it needs no other sentence."""
         again = f"python train.py --resume {argument('--out', self.folder.path)}{self.device.options()}"
         tell(f"stopped and saved after step {step}; go on with: {again}")
+        if isinstance(reason, TimeUpError):
+            return 0
         if isinstance(reason, KeyboardInterrupt):
             return 128 + getattr(reason, "number", signal.SIGINT)
         raise reason
@@ -89,34 +98,42 @@ class Session:
         say(f"text: {data.name}; {len(data.train.tokens):,} tokens to train on, {len(data.val.tokens):,} to validate")
         say(f"model: {train.model}, {self.model.num_parameters():,} parameters; {device}")
         counted = optima(data)
-        shown = [f"uniform {counted.pop('uniform'):.4f}"]
+        uniform = counted.pop("uniform")
+        shown = [f"uniform {uniform:.4f}"]
         shown += [f"{name} {on_train:.4f} / {on_val:.4f}" for name, (on_train, on_val) in counted.items()]
         say(f"losses reached by counting (train / val): {', '.join(shown)}")
+        on_val = {"uniform": uniform} | {name: on_val for name, (_, on_val) in counted.items()}
+        bits = [f"{name} {data.val.bits_per_character(loss):.3f}" for name, loss in on_val.items()]
+        say(f"in bits per character (val): {', '.join(bits)}")
         say(f"run: {self.folder.path}")
 
     def _sample(self) -> None:
-        """Print a sample of the final model and keep it in the run's folder."""
-        tokenizer = self.dataset.tokenizer
-        prompt = default_prompt(tokenizer)
-        pieces = stream_text(self.model, tokenizer, prompt, SAMPLE_TOKENS, seed=self.config.train.seed)
-        text = prompt + "".join(piece for (piece,) in pieces)
+        """Print a sample of the best model and keep it in the run's folder."""
+        best, kind = load_checkpoint(self.folder.best, for_resume=False), self.config.train.model
+        model = self.device.place(best.build_model(), kind)
+        text = write_text(model, self.dataset.tokenizer, SAMPLE_TOKENS, self.config.train.seed)
         atomic_write(self.folder.sample, text + "\n")
         show(f"--- sample ---\n{readable(text).strip()}\n--------------\n")
 
 
-def start_session(config: Config, out: Path | None, overwrite: bool, device: Device) -> Session:
-    """A new run. Nothing is written before everything has been checked."""
+def start_session(
+    config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
+) -> Session:
+    """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     _check_dropout(config.gpt.dropout)
-    backend, cores = tl.get_backend(device.backend), device.cores
-    check_memory(
-        Config(replace(config.gpt, vocab_size=1), config.train), backend, cores
-    )  # before a text is made for it
+    backend, cores, fixed = tl.get_backend(device.backend), device.cores, FIXED_INITIALLY if initial else set()
+    ready = _ready_tokenizer(config, initial)
+    known = ready.vocab_size if ready else config.gpt.vocab_size if initial or config.train.tokenizer == "bpe" else 1
+    check_memory(config.updated({"vocab_size": known}), backend, cores, fixed=fixed)  # before a text is made for it
     text = _load_text(config)
-    tokenizer = make_tokenizer(config.train.tokenizer, text.text)
-    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, data=text.source))
-    check_memory(config, backend, cores, len(text.text))
+    tokenizer = initial.tokenizer_for(text.text) if initial else ready or _make_tokenizer(config, text)
+    if tokenizer.kind == "file" and (changes := tokenizer.changes(text.text)):
+        say(f"warning: {config.train.tokenizer} does not give every text back: {changes}")
+    settings = {"data": text.source, "tokenizer": located(config.train.tokenizer)}
+    config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
+    check_memory(config, backend, cores, len(text.text), fixed)
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(build_model(config.train.model, config.gpt, config.train.seed), config.train.model)
+    model = device.place(_make_model(config, tokenizer, initial), config.train.model)
     name = Path(config.train.preset).stem or "run"
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
@@ -131,6 +148,8 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
     old = checkpoint.config
     if preset not in (None, old.train.preset):
         raise UserError(f"the run in {folder.path} was started from {old.train.preset}, not {preset}")
+    if "tokenizer" in options:
+        options = options | {"tokenizer": located(options["tokenizer"])}
     config = old.updated(options)
     for key in sorted(FIXED):
         if config.to_dict().get(key) != old.to_dict().get(key):
@@ -145,9 +164,12 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
         dataset = None
     if dataset is None or dataset.fingerprint != checkpoint.fingerprint:
         raise UserError(f"{text.name} is not the text that the run in {folder.path} was trained on")
+    stale, patience = checkpoint.progress.stale, config.train.patience
+    if 0 < patience <= stale:
+        raise UserError(f"the run has stopped for want of a new best in {stale} evaluations: raise --patience to go on")
     if checkpoint.progress.evaluated_step >= config.train.max_iters:
         raise UserError(f"the run has its {checkpoint.progress.step} steps: raise --max-iters to go on")
-    folder.rewind_log(checkpoint.progress.step)
+    folder.rewind(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
     checkpoint = replace(checkpoint, config=config)
     model = device.place(checkpoint.build_model(), config.train.model)
@@ -158,9 +180,34 @@ def _load_text(config: Config) -> Text:
     train = config.train
     any_bytes = train.tokenizer == "byte"
     text = load_text(train.data, block_size=config.gpt.block_size, seed=train.seed, any_bytes=any_bytes)
+    if text.record and kind_of(train.tokenizer) in ("bpe", "file"):
+        raise UserError(
+            f"the records of {text.name} need a token per character: take --tokenizer char or byte for them"
+        )
     if text.note:
         say(text.note)
     return text
+
+
+def _ready_tokenizer(config: Config, initial: Initial | None) -> Tokenizer | None:
+    """The tokenizer, if there is one before there is a text."""
+    if initial:
+        return initial.tokenizer
+    return read_tokenizer(config.train.tokenizer) if kind_of(config.train.tokenizer) == "file" else None
+
+
+def _make_tokenizer(config: Config, text: Text) -> Tokenizer:
+    split = split_at(text, config.train.val_fraction)
+    return make_tokenizer(config.train.tokenizer, text.text, split, config.gpt.vocab_size)
+
+
+def _make_model(config: Config, tokenizer: Tokenizer, initial: Initial | None) -> LanguageModel:
+    if not initial:
+        return build_model(config.train.model, config.gpt, config.train.seed)
+    model = initial.build_model(config.gpt, tokenizer)
+    say(f"weights: {initial.path}")
+    say(initial.described(tokenizer))
+    return model
 
 
 def _check_dropout(p: float) -> None:

@@ -2,6 +2,7 @@
 faster, and are tested against this."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ class Trainer:
         )
         self.flat = self.optimizer.flat
         zeros, dtype = self.flat.backend.shared_zeros, self.flat.data.dtype
-        self._micro_losses = zeros(len(self._micro_batches(self.rows_per_step)), dtype)
+        self._micro_losses = zeros(len(self.micro_batches(self.rows_per_step)), dtype)
         self._eval_losses = zeros(2 * config.eval_iters, dtype)
         self._norm = zeros(1, dtype)
+        self.on_host = self.flat.backend.name == "numpy"  # where to read a loss costs nothing
         self.whole = True  # not while a step changes the parameters: then they are no state to save
 
     def __enter__(self) -> "Trainer":
@@ -87,10 +89,10 @@ class Trainer:
         """One step of AdamW on one batch. (loss before the step, gradient norm before clipping): 0-d arrays that
         are not read back from the device, and are to be read before the next step."""
         config, optimizer, losses = self.config, self.optimizer, self._micro_losses
-        x, y = self.dataset.train.block(self._training_starts(self.step))  # (B, T) each, y one token later
+        x, y = self.next_batch()  # (B, T) each, y one token later
         self.model.train()
         optimizer.zero_grad()
-        for i, rows in enumerate(self._micro_batches(len(x))):
+        for i, rows in enumerate(self.micro_batches(len(x))):
             with random.scope(config.seed, step=self.step, first_row=rows.start):  # of the dropout masks
                 _, loss = self.model(x[rows], y[rows])
                 loss = loss * ((rows.stop - rows.start) / len(x))  # their share of the batch's mean
@@ -141,8 +143,22 @@ class Trainer:
         with no_grad():
             return sum(
                 self.model(x[rows], y[rows])[1].data * ((rows.stop - rows.start) / len(x))
-                for rows in self._micro_batches(len(x))
+                for rows in self.micro_batches(len(x))
             )
+
+    def rehearse(self) -> tuple[float, float]:
+        """The seconds that a step and an evaluation take, about: work like theirs is timed, which changes nothing."""
+        self.model.eval()
+        try:
+            batch = seconds_of(lambda: float(self._evaluation_loss(0)))
+        finally:
+            self.model.train()
+        # Two products backward for each one forward.
+        return 3 * batch * self.rows_per_step / self.config.batch_size, batch * len(self._eval_losses)
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the step that comes next."""
+        return self.dataset.train.block(self._training_starts(self.step))
 
     def _training_starts(self, step: int) -> np.ndarray:
         """Which blocks of the training split are the batch of step `step`."""
@@ -156,6 +172,17 @@ class Trainer:
         rng = random.generator(self.config.seed, random.EVALUATION, step, call)
         return split, random_starts(split, self.config.batch_size, rng)
 
-    def _micro_batches(self, rows: int) -> list[slice]:
+    def micro_batches(self, rows: int) -> list[slice]:
+        """The rows of each."""
         size = self.micro_batch_size
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def seconds_of(work: Callable) -> float:
+    """What work() takes when it is not the first time, unless that already took long."""
+    times = []
+    while len(times) < 4 and sum(times) < 0.5:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,6 @@
+"""Looking at a forward and a backward pass from outside. The engine and the ops know nothing of it, and nothing here
+costs anything while it is not used."""
+
+from tensorlite.tools.watch import Seen, Watch, watch
+
+__all__ = ["Seen", "Watch", "watch"]
