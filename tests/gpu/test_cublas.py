@@ -16,7 +16,6 @@ from strict_cuda import MisuseError
 from strict_cupy import cupy, ndarray
 from tolerances import TOLERANCES, assert_close
 
-from tensorlite import BackendError, get_backend
 from tensorlite.backends.cuda.cublas import Gemm
 
 F32, F64, BF16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16)
@@ -35,13 +34,10 @@ def either(request, gemm):
     """(cupy, products): of the stand-ins, and of the real ones where there is a GPU."""
     if request.param == "stand-in":
         return cupy, gemm
-    try:
-        backend = get_backend("cupy")
-    except BackendError as error:
-        pytest.skip(str(error))
+    xp = request.getfixturevalue("gpu").xp
     from nvmath.bindings import cublas
 
-    return backend.xp, Gemm(backend.xp, cublas, tf32=False)
+    return xp, Gemm(xp, cublas, tf32=False)
 
 
 def multiply(gemm, *args, **options):
