@@ -38,7 +38,7 @@ def commands(text: str) -> list[str]:
     """The commands of a text, without comments, prompts and what is piped into them."""
     shell = [line.removeprefix("$ ") for kind, block in FENCED.findall(text) for line in block.splitlines()
              if kind == "sh" or line.startswith("$ ")]  # fmt: skip
-    shell += re.findall(r"`(python [^`]+)`", FENCED.sub("", text))
+    shell += [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", FENCED.sub("", text))]
     parts = [shlex.join(shlex.split(part, comments=True)) for line in shell for part in re.split(r" (?:&&|\|) ", line)]
     return [part for part in dict.fromkeys(parts) if part]
 
