@@ -76,8 +76,8 @@ class Op:
 def hot_path(config: Config) -> list[Op]:
     """The ops of one training step, each once for each shape it runs at."""
     shape, rng = config.gpt, np.random.default_rng(0)
-    B, T = config.train.micro_batch_size or config.train.batch_size, shape.block_size  # noqa: N806
-    C, V = shape.n_embd, shape.vocab_size  # noqa: N806
+    B, T = config.train.micro_batch_size or config.train.batch_size, shape.block_size
+    C, V = shape.n_embd, shape.vocab_size
     n, p = B * T * C, shape.dropout
 
     def normal(*lengths):

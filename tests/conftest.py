@@ -15,13 +15,19 @@ from tensorlite import BackendError, get_backend, manual_seed, random
 from tensorlite.autograd import mode
 
 
-@pytest.fixture(scope="session", params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
-def backend(request):
-    """Each backend in turn; a test is skipped where its backend cannot run, with the reason."""
+@pytest.fixture(scope="session")
+def gpu():
+    """The CupyBackend over CuPy; a test is skipped where that cannot run, with the reason."""
     try:
-        return get_backend(request.param)
+        return get_backend("cupy")
     except BackendError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request):
+    """Each backend in turn, where it can run."""
+    return get_backend("numpy") if request.param == "numpy" else request.getfixturevalue("gpu")
 
 
 @pytest.fixture
@@ -42,10 +48,7 @@ def cuda(request):
     """The CupyBackend over the stand-in, and over CuPy where there is a GPU."""
     if request.param == "stand-in":
         return request.getfixturevalue("device")
-    try:
-        backend = get_backend("cupy")
-    except BackendError as error:
-        pytest.skip(str(error))
+    backend = request.getfixturevalue("gpu")
     backend.graph, backend.tf32 = True, False  # whatever an earlier test has set
     return backend
 

@@ -28,6 +28,7 @@ from tensorlite.backends.cuda import kernels
 
 SHAPE = GPTConfig(vocab_size=DATA.tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=16)
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "8", "--max-iters", "6", "--eval-iters", "2", "--data", "ab"]
+SMALL = ["--batch-size", "4", "--micro-batch-size", "2", "--block-size", "16"]  # for the stand-in's kernels, one by one
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, st
 
 @pytest.mark.parametrize("arguments", [(), ("--no-graph",), ("--dtype", "bfloat16"), ("--no-tf32",)])
 def test_train_py_and_sample_py_run(arguments, device, cwd, monkeypatch, capsys):
-    status, out, err = run_main(train, monkeypatch, capsys, *TINY, *arguments)
+    status, out, err = run_main(train, monkeypatch, capsys, *TINY, *SMALL, *arguments)
     assert (status, err) == (0, "")
     dtype = "bfloat16" if "bfloat16" in arguments else "float32"
     assert f"cupy on a stand-in in {dtype}" in out
@@ -107,7 +108,7 @@ def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, 
 
 
 def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_bit(device, cwd, monkeypatch, capsys):
-    arguments = [*TINY, "--dtype", "bfloat16", "--no-graph", "--n-embd", "64", "--dropout", "0.2"]
+    arguments = [*TINY, *SMALL, "--dtype", "bfloat16", "--no-graph", "--n-embd", "64", "--dropout", "0.2"]
     assert run_main(train, monkeypatch, capsys, *arguments, "--out", "whole")[0] == 0
     step, steps = GPUTrainer.train_step, []
 

@@ -44,7 +44,7 @@ class Bigram(nn.Module):
 def scored(logits, targets):
     if targets is None:
         return logits, None
-    B, T, C = logits.shape  # noqa: N806
+    B, T, C = logits.shape
     return logits, F.cross_entropy(logits.view(B * T, C), targets.view(B * T))
 
 
@@ -60,7 +60,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x):
-        _, T, C = x.shape  # noqa: N806
+        _, T, C = x.shape
         k, q = self.key(x), self.query(x)
         wei = q @ k.transpose(-2, -1) * C**-0.5
         wei = wei.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx, targets=None):
-        _, T = idx.shape  # noqa: N806
+        _, T = idx.shape
         x = self.tokens(idx) + self.positions(torch.arange(T))
         y = self.ln1(x)
         x = x + torch.concatenate([head(y) for head in self.heads], axis=-1)

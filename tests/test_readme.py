@@ -38,7 +38,7 @@ def commands(text: str) -> list[str]:
     """The commands of a text, without comments, prompts and what is piped into them."""
     shell = [line.removeprefix("$ ") for kind, block in FENCED.findall(text) for line in block.splitlines()
              if kind == "sh" or line.startswith("$ ")]  # fmt: skip
-    shell += re.findall(r"`(python [^`]+)`", FENCED.sub("", text))
+    shell += [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", FENCED.sub("", text))]
     parts = [shlex.join(shlex.split(part, comments=True)) for line in shell for part in re.split(r" (?:&&|\|) ", line)]
     return [part for part in dict.fromkeys(parts) if part]
 
@@ -83,12 +83,14 @@ def test_a_command_can_be_given(command):
             sample.parse_arguments(arguments)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module)
+        case ["python", "-c", code]:
+            compile(code, command, "exec")
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case ["pip", "install", "-e", package]:
             assert set(re.findall(r"[\w]+", package)) <= {*EXTRAS}
         case [program, *_]:
-            assert program in ("python3", ".", "echo", "git", "pip")
+            assert program in ("python3", ".", "echo", "git", "hf", "pip")
 
 
 def test_the_lines_are_counted():

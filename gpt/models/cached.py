@@ -23,7 +23,7 @@ class CachedGPT:
         self._read_one = reader.backend.replayable(lambda: reader(reader.ids, reader.position))
 
     def __call__(self, ids):
-        reader, (B, T), start = self._reader, ids.shape, self.length  # noqa: N806
+        reader, (B, T), start = self._reader, ids.shape, self.length
         if self.batch_size != B or not 0 < T <= self.block_size - start:
             expected = f"({self.batch_size}, T) with {start} + T at most {self.block_size}"
             raise ValueError(f"CachedGPT: expected ids of shape {expected}, T at least 1, got {ids.shape}")
@@ -82,8 +82,8 @@ class _CachedBlock:
 
     def attention(self, qkv, positions):
         """Of T tokens, qkv (B, T, 3 C), to the ones before them and to each other: (B, T, C)."""
-        _, B, n_head, _, D = self.cache.shape  # noqa: N806
-        T, scale = qkv.shape[1], 1.0 / math.sqrt(D)  # noqa: N806
+        _, B, n_head, _, D = self.cache.shape
+        T, scale = qkv.shape[1], 1.0 / math.sqrt(D)
         if T == 1:  # a single query sees every key, and its scores need no order that suits many
             return self.be.attention_of_next(qkv, self.cache, positions, scale)
         qkv = qkv.reshape(B, T, 3, n_head, D).transpose(2, 0, 3, 1, 4)

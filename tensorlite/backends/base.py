@@ -27,7 +27,7 @@ def dropout_scale(threshold: int) -> float:
 
 def as_rows(x):
     """x (..., C) as a matrix (N, C), also where C is 0."""
-    C = x.shape[-1]  # noqa: N806
+    C = x.shape[-1]
     return x.reshape(-1, C) if C else x.reshape(math.prod(x.shape[:-1]), 0)
 
 
@@ -347,7 +347,7 @@ class Backend:
     def attention_of_next(self, qkv, cache, position, scale: float):
         """Causal self-attention of one more token: qkv (B, 1, 3 H D) -> (B, 1, H D). Its keys and values go into
         cache (2, B, H, L, D) at `position`, an integer array (1,), up to which it then attends."""
-        (_, B, H, _, D), position = cache.shape, int(position[0])  # noqa: N806
+        (_, B, H, _, D), position = cache.shape, int(position[0])
         qkv = qkv.reshape(B, 3, H, 1, D).swapaxes(0, 1)
         cache[:, :, :, position : position + 1] = qkv[1:]
         q, (keys, values) = qkv[0], cache[:, :, :, : position + 1]

@@ -119,7 +119,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def sum_rows(self, x):
-        (N, C), x = x.shape, self._contiguous(x)  # noqa: N806
+        (N, C), x = x.shape, self._contiguous(x)
         slabs = max(1, min(32, N // 64))
         sums = self.xp.empty((slabs, C), _real(x.dtype))
         self._launch("sum_rows", x.dtype, (-(-C // WARP), slabs), THREADS, x, sums, N, C)
@@ -195,8 +195,8 @@ class CupyBackend(Backend):
 
     @kernel_method
     def layer_norm(self, x, weight, bias, eps):
-        x, C = self._contiguous(x), x.shape[-1]  # noqa: N806
-        N = x.size // max(C, 1)  # noqa: N806
+        x, C = self._contiguous(x), x.shape[-1]
+        N = x.size // max(C, 1)
         y, (mean, rstd) = self.xp.empty(x.shape, x.dtype), (self.xp.empty(N, _real(x.dtype)) for _ in range(2))
         weight, bias = (self._contiguous(p, mean.dtype) for p in (weight, bias))
         args = x, weight, bias, y, mean, rstd, N, C, float(eps)
@@ -205,8 +205,8 @@ class CupyBackend(Backend):
 
     @kernel_method
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
-        (x, mean, rstd), C = saved, gy.shape[-1]  # noqa: N806
-        N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)  # noqa: N806
+        (x, mean, rstd), C = saved, gy.shape[-1]
+        N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)
         warp_bytes = 2 * C * mean.itemsize
         warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
         blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
@@ -221,7 +221,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def embedding_vjp(self, gy, ids, rows):
-        gy, ids, N, C = self._contiguous(gy), self._contiguous(ids, np.int64), ids.size, gy.shape[-1]  # noqa: N806
+        gy, ids, N, C = self._contiguous(gy), self._contiguous(ids, np.int64), ids.size, gy.shape[-1]
         threads = max(THREADS, _row_threads(C))
         pieces, slabs = -(-C // threads), min(32, N // (4 * max(rows, 1)))  # their sums are a quarter of gy at most
         if slabs > 1:
@@ -234,7 +234,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def cross_entropy(self, logits, targets, ignore_index):
-        (N, V), targets = logits.shape, self._contiguous(targets, np.int64)  # noqa: N806
+        (N, V), targets = logits.shape, self._contiguous(targets, np.int64)
         if logits.strides[1] != logits.itemsize:
             logits = self._contiguous(logits)
         losses, lse = (self.xp.empty(N, _real(logits.dtype)) for _ in range(2))
@@ -246,7 +246,7 @@ class CupyBackend(Backend):
         if not isinstance(saved, tuple):
             return super().cross_entropy_vjp(gy, saved, targets, ignore_index)
         (logits, lse), targets = saved, self._contiguous(targets, np.int64)
-        (N, V), glogits = logits.shape, self._empty_rows(*logits.shape, logits.dtype)  # noqa: N806
+        (N, V), glogits = logits.shape, self._empty_rows(*logits.shape, logits.dtype)
         gy, gy_step = self._contiguous(gy, lse.dtype), 0 if gy.size == 1 else 1
         args = gy, gy_step, logits, _pitch(logits), targets, lse, glogits, _pitch(glogits), V, int(ignore_index)
         self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V), *args)
@@ -282,7 +282,7 @@ class CupyBackend(Backend):
 
     @kernel_method
     def attention_of_next(self, qkv, cache, position, scale):
-        _, B, H, L, D = cache.shape  # noqa: N806
+        _, B, H, L, D = cache.shape
         y = self.xp.empty((B, 1, H * D), qkv.dtype)
         args = self._contiguous(qkv), cache, y, position, H, L, D, float(scale)
         self._launch("attention_of_next", qkv.dtype, (B * H,), 512, *args, shared=L * _real(qkv.dtype).itemsize)
@@ -330,7 +330,7 @@ class CupyBackend(Backend):
     def _launch_columns(self, kernel: str, scores, *args) -> None:
         """A kernel whose threads take a column of the scores (..., S, T) each; the last three of the arguments are
         whether attention is causal, and the two scales."""
-        (*arrays, causal, scale, keep_scale), (S, T) = args, scores.shape[-2:]  # noqa: N806
+        (*arrays, causal, scale, keep_scale), (S, T) = args, scores.shape[-2:]
         args = scores, *arrays, S, T, int(causal), float(scale), float(keep_scale)
         self._launch(kernel, scores.dtype, (math.prod(scores.shape[:-2]), -(-T // THREADS)), THREADS, *args)
 

@@ -158,7 +158,7 @@ class NumpyBackend(Backend):
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     def layer_norm(self, x, weight, bias, eps):
-        C = x.shape[-1]  # noqa: N806
+        C = x.shape[-1]
         if x.size == C > 0:
             row = x.reshape(C)
             xhat = row - row[0]
@@ -185,7 +185,7 @@ class NumpyBackend(Backend):
         return y, (xhat, rstd)
 
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
-        (xhat, rstd), C = saved, max(1, gy.shape[-1])  # noqa: N806
+        (xhat, rstd), C = saved, max(1, gy.shape[-1])
         gweight = None if weight is None else _column_sums(as_rows(gy * xhat))
         gbias = _column_sums(as_rows(gy)) if has_bias else None
         gx = gy * (1.0 if weight is None else weight)
@@ -301,7 +301,7 @@ def _row_sums(x):
 def _column_sums(x):
     """The sum over the rows of x (N, C), (C,)."""
     if x.shape[0] > _ROWS_AT_A_TIME:
-        n, C = x.shape[0] // _ROWS_AT_A_TIME, x.shape[1]  # noqa: N806
+        n, C = x.shape[0] // _ROWS_AT_A_TIME, x.shape[1]
         whole = n * _ROWS_AT_A_TIME
         folded = x[:whole].reshape(_ROWS_AT_A_TIME, n * C)  # n rows beside each other
         sums = _ones(_ROWS_AT_A_TIME, x.dtype)[0].dot(folded).reshape(n, C)

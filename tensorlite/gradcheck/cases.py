@@ -449,7 +449,7 @@ def attention_twin(q, k, v, attn_mask=None, causal=False, dropout=0.0, scale=Non
     if attn_mask is not None:
         scores = scores + attn_mask
     if causal:
-        T, S = scores.shape[-2:]  # noqa: N806
+        T, S = scores.shape[-2:]
         scores = scores + like(np.where(np.tri(T, S, S - T), 0.0, -np.inf), scores)
     probs = scores.softmax(-1)
     if dropout:
@@ -499,7 +499,7 @@ for name, shape in {"mask to add": (2, 3, 4), "mask to add, one for all": (4,)}.
 
 def by_heads(attention, qkv, n_head, **how):
     """Self-attention with `attention` on separate q, k, v, and copies on the way in and out."""
-    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3  # noqa: N806
+    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
     return attention(q, k, v, **how).permute(0, 2, 1, 3).reshape(B, T, C)
 

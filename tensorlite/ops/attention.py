@@ -84,7 +84,7 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
     be = backend_of(x)
     if x.ndim != 3 or n_head < 1 or x.shape[-1] % (3 * n_head):
         raise ValueError(f"expected qkv (B, T, 3 C) with C a multiple of {n_head} heads, got {x.shape}")
-    B, T, C = x.shape[0], x.shape[1], x.shape[2] // 3  # noqa: N806
+    B, T, C = x.shape[0], x.shape[1], x.shape[2] // 3
 
     def heads(packed):  # (B, T, n * C) -> n views (B, n_head, T, D)
         return packed.reshape(B, T, packed.shape[-1] // C, n_head, C // n_head).transpose(2, 0, 3, 1, 4)

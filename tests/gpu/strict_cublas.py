@@ -6,8 +6,8 @@ tensorlite uses with their real arguments, and refuses what cuBLAS refuses, and 
     dtypes        what is not in the table of cublasGemmEx
     handles       one that was not created; a stream that is not the current one; no workspace set after the stream
 
-Whoever provides the memory sets `find_allocation` and `current_stream`, and may set `launch`. What the stand-in cannot
-show: speed, the order of cuBLAS's sums, and the workspace's alignment, since NumPy's memory has none to speak of.
+The memory and the streams are strict_cuda's. What the stand-in cannot show: speed, the order of cuBLAS's sums, and the
+workspace's alignment, since NumPy's memory has none to speak of.
 """
 
 import ctypes
@@ -15,25 +15,8 @@ import enum
 import types
 
 import numpy as np
-
-
-class MisuseError(AssertionError):
-    """cuBLAS would fail, or read and write where it should not."""
-
-
-def find_allocation(pointer: int) -> np.ndarray | None:
-    """The whole allocation that contains the address, as 1-D uint8; None if there is none."""
-    raise NotImplementedError("set strict_cublas.find_allocation")
-
-
-def current_stream() -> int:
-    """The address of the stream that products should run on."""
-    return 0
-
-
-def launch(name: str, function, arrays_read: list, arrays_written: list) -> None:
-    """Every product goes through here: function() computes it from and into these views of the memory."""
-    function()
+import strict_cuda
+from strict_cuda import MisuseError
 
 
 class Operation(enum.IntEnum):
@@ -78,7 +61,7 @@ def _settings(handle: int) -> types.SimpleNamespace:
 def _bytes(pointer: int, size: int, what: str) -> np.ndarray:
     """`size` bytes from an address on."""
     _require(type(pointer) is int, f"{what}: the pointer is a {type(pointer).__name__}")
-    memory = find_allocation(pointer)
+    memory = strict_cuda.find_allocation(pointer)
     _require(memory is not None, f"{what}: address {pointer:#x} is in no allocation")
     start = pointer - memory.ctypes.data
     _require(start >= 0 and start + size <= memory.size, f"{what}: bytes {start} to {start + size} of {memory.size}")
@@ -122,7 +105,7 @@ def _product(
 ):  # fmt: skip
     """C = alpha op(A) op(B) + beta C for each of `count` matrices, column-major."""
     settings = _settings(handle)
-    stream = current_stream()
+    stream = strict_cuda.get_current_stream().ptr
     _require(settings.stream == stream, f"the handle is set to stream {settings.stream:#x}, the current is {stream:#x}")
     _require(settings.workspace is not None, "no workspace was set since the stream was")
     _bytes(*settings.workspace, "workspace")
@@ -149,7 +132,7 @@ def _product(
         result = alpha * (_operand(x, compute) @ _operand(y, compute))
         z[...] = result if beta == 0 else result + beta * z.astype(result.dtype)  # with beta 0, C is never read
 
-    launch(name, compute_it, [x, y] + [z] * (beta != 0), [z])
+    strict_cuda.launch(name, compute_it, [x, y, z])
 
 
 def _matrices(what, pointer, type_number, rows, columns, ld, stride, count):

@@ -1,8 +1,8 @@
 """The device behind the stand-in for CuPy: memory, streams, captured graphs and kernels, on the CPU.
 
     memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
-    launches   everything that would run on the device goes through `launch`, which logs it: its name, and the shape,
-               dtype and allocation of each array. Two steps with the same log can be captured once and replayed.
+    launches   everything that would run on the device goes through `launch`, which `logged` lists: its name, and the
+               shape, dtype and allocation of each array. Two steps with one log can be captured once and replayed.
     streams    an array that was last used on another stream, for whose work this one has not waited, is an error
     graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
                and done again at each launch of the graph, on the same memory
@@ -105,7 +105,7 @@ def _check_guards(name: str, arrays) -> None:
 
 # -- launches --
 
-launches: list[tuple] = []
+_log: list[tuple] | None = None  # of what is launched, while anyone wants it
 _log_start = 0
 _forbidden = 0
 _capturing: list | None = None  # what is launched while a graph is being captured
@@ -113,26 +113,28 @@ _capturing: list | None = None  # what is launched while a graph is being captur
 
 @contextlib.contextmanager
 def logged():
-    """A list that in the end has all that was launched within. Arrays made within go by their order, older ones by
-    their number, so that two steps which do the same on the same arrays log the same."""
-    global _log_start
-    _log_start = next(_serials)
-    launches.clear()
-    log = []
-    yield log
-    log += launches
+    """A list of all that is launched within. Arrays made within go by their order, older ones by their number, so that
+    two steps which do the same on the same arrays log the same."""
+    global _log, _log_start
+    _log, _log_start = [], next(_serials)
+    try:
+        yield _log
+    finally:
+        _log = None
 
 
-def launch(name: str, function, arrays) -> None:
-    """Do function(), which works on these arrays."""
+def launch(name: str, function, arrays, done: bool = False) -> None:
+    """Do function(), which works on these arrays. done: the caller has; it is for a graph to do it again."""
     use(name, arrays)
     if _capturing is not None:
         if _current is not _capturing_stream:
             raise MisuseError(f"{name} is launched on another stream than the one captured")
         _capturing.append((function, arrays))
-    launches.append((name, *map(_description, arrays)))
-    with np.errstate(all="ignore"):  # a GPU warns of nothing
-        function()
+    if _log is not None:
+        _log.append((name, *map(_description, arrays)))
+    if not done:
+        with np.errstate(all="ignore"):  # a GPU warns of nothing
+            function()
 
 
 def _description(array) -> tuple:
@@ -204,15 +206,17 @@ class Stream:
             raise MisuseError("a blocking stream waits for the null stream, which the stand-in does not")
         self.ptr = 0 if null else next(_serials) + 1
         self.waited: dict[int, int] = {}  # stream -> how much of its work is done before ours
+        self._outer: list[Stream] = []  # a stream may be entered again within itself
 
     def __enter__(self):
         global _current
-        self._outer, _current = _current, self
+        self._outer.append(_current)
+        _current = self
         return self
 
     def __exit__(self, *exc):
         global _current
-        _current = self._outer
+        _current = self._outer.pop()
 
     def record(self) -> Event:
         return Event(self)
@@ -268,7 +272,8 @@ class Graph:
     def launch(self, stream=None) -> None:
         if _capturing is not None:
             raise MisuseError("a graph is launched while another is being captured")
-        launches.append(("graph", len(self._work)))
+        if _log is not None:
+            _log.append(("graph", len(self._work)))
         with stream or _current:
             for function, arrays in self._work:
                 use("a graph", arrays)

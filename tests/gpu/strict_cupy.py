@@ -85,7 +85,7 @@ def _place(name: str, function, result, given):
         out[...] = function()
 
     out[...] = result
-    launch(name, compute, [*given, out])
+    launch(name, compute, [*given, out], done=True)
     return ndarray(out)
 
 
@@ -277,9 +277,6 @@ cupy.cuda = types.SimpleNamespace(
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     **{name: getattr(strict_cuda, name) for name in ("Stream", "MemoryPool", "get_current_stream", "using_allocator")},
 )
-strict_cublas.find_allocation = strict_cuda.find_allocation
-strict_cublas.current_stream = lambda: strict_cuda.get_current_stream().ptr
-strict_cublas.launch = lambda name, function, reads, writes: launch(name, function, [*reads, *writes])
 
 
 def _erf(x):

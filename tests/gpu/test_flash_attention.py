@@ -149,9 +149,9 @@ def reference(case):
     if case.causal:
         scores[..., ~np.tri(case.T, case.S, case.S - case.T, dtype=bool)] = -np.inf
     lse = np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1, keepdims=True)) + scores.max(-1, keepdims=True)
-    P = np.exp(scores - lse)  # noqa: N806
+    P = np.exp(scores - lse)
     lse[(scores > -np.inf).sum(-1) == 1] = 0.0  # the kernels put 0 for the score of a query's only key
-    W = P * dropped  # noqa: N806
+    W = P * dropped
     y, gw = W @ v, gy @ T(v)
     gs = (W * gw - P * (gy * y).sum(-1, keepdims=True)) * scale
     gs_error = np.abs(gs) + P * (np.abs(gy) * (np.abs(y) + W @ np.abs(v))).sum(-1, keepdims=True) * scale

@@ -426,7 +426,7 @@ def test_what_a_mask_hides_may_be_anything(bad, dtype, cuda):
     same(lambda *a: cross_entropy(cuda, *a), targets < 0, logits, targets, gy)
     same(lambda gy, *a: cross_entropy(cuda, *a, gy)[1:], targets < 0, gy, logits, targets)
 
-    T, S = 5, 9  # noqa: N806
+    T, S = 5, 9
     unseen, kept = np.arange(S)[:, None] > np.arange(T) + S - T, keep(S, T)
     scores, probs = (normal(S, T, seed=i).astype(dtype) for i in range(2))
 
@@ -446,7 +446,7 @@ def test_what_a_mask_hides_may_be_anything(bad, dtype, cuda):
 @pytest.mark.parametrize("T", [5, 70])
 @pytest.mark.parametrize(("dtype", "D"), ATTENTION)
 def test_no_query_meets_a_key_that_it_does_not_see(dtype, D, T, bad, cuda):  # noqa: N803
-    S = T + 1  # noqa: N806
+    S = T + 1
     gy, q, k, v = (normal(2, 1, n, D, seed=i).astype(dtype) for i, n in enumerate((T, T, S, S)))
     kept = np.ones((2, 1, S, T), bool)
     kept[:, :, 2] = False  # a key that all have dropped
@@ -537,7 +537,7 @@ def test_a_table_s_gradient_is_made_in_little_memory(device):
 @pytest.mark.parametrize("size", [1.0, 100.0])
 @pytest.mark.parametrize(("dtype", "D"), ATTENTION)
 def test_a_query_s_only_key_gives_its_value_and_takes_no_gradient(dtype, D, size, cuda):  # noqa: N803
-    for T, S, causal in ((1, 1, True), (1, 1, False), (130, 1, False), (9, 9, True), (70, 70, True)):  # noqa: N806
+    for T, S, causal in ((1, 1, True), (1, 1, False), (130, 1, False), (9, 9, True), (70, 70, True)):
         gy, q, k, v = (normal(2, 2, n, D, seed=i) for i, n in enumerate((T, T, S, S)))
         arrays = [a.astype(dtype) for a in (gy, size * q, size * k, v)]
         for kept in (None, keep(2, 2, S, T)):

@@ -121,7 +121,7 @@ def test_the_stand_in_allows():
 
 
 # What a capture cannot hold.
-RECORDING = {
+UNCAPTURED = {
     "reading back": (lambda x: float(x.sum()), HostReadError),
     "bringing values": (lambda x: x + cupy.asarray(np.ones(2, np.float32)), MisuseError),
     "uploading": (lambda x: x.set(np.ones(2, np.float32)), MisuseError),
@@ -139,9 +139,9 @@ def on_another_stream(x):
         x += 1
 
 
-@pytest.mark.parametrize("name", RECORDING)
+@pytest.mark.parametrize("name", UNCAPTURED)
 def test_a_capturing_refuses(name, device):
-    misuse, error = RECORDING[name]
+    misuse, error = UNCAPTURED[name]
     x, calls = device_array(1.0, 2.0), []
 
     def function():
@@ -178,6 +178,13 @@ def test_a_replay_does_what_was_captured_to_what_is_there_now(device):
         x.set(np.array([i, 10], np.float32))
         replay()
         assert y.get().tolist() == [20 + i, 2 * i + 10]
+
+
+def test_a_stream_may_be_entered_within_itself():
+    outer, stream = cupy.cuda.get_current_stream(), cupy.cuda.Stream(non_blocking=True)
+    with stream, stream:
+        assert cupy.cuda.get_current_stream() is stream
+    assert cupy.cuda.get_current_stream() is outer
 
 
 @pytest.mark.parametrize("use", [lambda x: x + 1, lambda x: x.set(np.array(0, np.float32)), float])

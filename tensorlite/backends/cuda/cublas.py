@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,8 +88,7 @@ class Gemm:
 
     def _run(self, plan, types, a, b, out, accumulate):
         """The cuBLAS calls of a plan, on pointers."""
-        swapped, trans_a, trans_b, m, n, k, lda, ldb, ldc, count, (step_a, step_b, step_c), offsets = plan
-        if swapped:
+        if plan.swapped:
             a, b = b, a
         in_type, out_type, compute = types
         if self.tf32 and in_type == 0:
@@ -97,14 +97,14 @@ class Gemm:
         beta, ops, algo = one if accumulate else zero, self._ops, self._algo
         # cuBLAS's matrices are column-major, ours their transposes: out.T = b.T @ a.T, so b comes first.
         with self._lock:
-            sizes = self._on_current_stream(), ops[trans_b], ops[trans_a], n, m, k, one
-            for at_a, at_b, at_c in offsets:
-                x, y, z = (b + at_b, in_type, ldb), (a + at_a, in_type, lda), (out + at_c, out_type, ldc)
-                if count == 1:
+            sizes = self._on_current_stream(), ops[plan.trans_b], ops[plan.trans_a], plan.n, plan.m, plan.k, one
+            for at_a, at_b, at_c in plan.offsets:
+                x, y, z = (b + at_b, in_type, plan.ldb), (a + at_a, in_type, plan.lda), (out + at_c, out_type, plan.ldc)
+                if plan.count == 1:
                     self._cublas.gemm_ex(*sizes, *x, *y, beta, *z, compute, algo)
                 else:
                     self._cublas.gemm_strided_batched_ex(
-                        *sizes, *x, step_b, *y, step_a, beta, *z, step_c, count, compute, algo
+                        *sizes, *x, plan.step_b, *y, plan.step_a, beta, *z, plan.step_c, plan.count, compute, algo
                     )
 
     def _on_current_stream(self):
@@ -134,6 +134,25 @@ class Gemm:
             return y if dtype is None else y.astype(dtype, copy=False)
         out[...] = y
         return out
+
+
+class _Plan(NamedTuple):
+    """The products that make up a @ b: where out is column-major, those of out.T = b.T @ a.T, with a and b swapped."""
+
+    swapped: bool
+    trans_a: bool
+    trans_b: bool
+    m: int
+    n: int
+    k: int
+    lda: int
+    ldb: int
+    ldc: int
+    count: int  # of products in a call
+    step_a: int  # elements from one to the next
+    step_b: int
+    step_c: int
+    offsets: list[tuple[int, int, int]]  # bytes into a, b and out, for each call
 
 
 # What follows from shapes, strides and dtypes alone is worked out once for each.
@@ -186,8 +205,7 @@ def _fits(shape, strides, size):
 
 @functools.lru_cache(maxsize=4096)
 def _plan(shape, k, a_shape, a_strides, b_shape, b_strides, strides, size, out_size, trans_a, trans_b):
-    """The arguments of the products that make up a @ b: whether b.T @ a.T is made instead, those that all share, and
-    the offsets in bytes of a, b and out for each."""
+    """The _Plan of a product into an out of these strides."""
     *batch, m, n = shape
     *a_steps, am, ak = _steps(a_shape, a_strides, size, trans_a, len(shape))
     *b_steps, bk, bn = _steps(b_shape, b_strides, size, trans_b, len(shape))
@@ -219,4 +237,4 @@ def _plan(shape, k, a_shape, a_strides, b_shape, b_strides, strides, size, out_s
             for i in range(length)
         ]
     (col_a, lda), (col_b, ldb), (_, ldc) = _layout(m, k, am, ak), _layout(k, n, bk, bn), _layout(m, n, cm, cn)
-    return swapped, col_a, col_b, m, n, k, lda, ldb, ldc, count, tuple(steps), offsets
+    return _Plan(swapped, col_a, col_b, m, n, k, lda, ldb, ldc, count, *steps, offsets)

@@ -47,7 +47,7 @@ class FlashAttention:
         )
 
     def attention(self, q, k, v, causal: bool, scale: float, keep, keep_scale: float, out=None):
-        (B, H, T, D), S = q.shape, k.shape[2]  # noqa: N806
+        (B, H, T, D), S = q.shape, k.shape[2]
         y = self._cupy.empty(q.shape, q.dtype) if out is None else out
         lse = self._cupy.empty((B, H, _rounded(T)), np.float32)
         rows, step = _tile(D)
@@ -58,7 +58,7 @@ class FlashAttention:
         return y, Saved(y, lse, keep, causal)
 
     def attention_vjp(self, gy, q, k, v, saved: Saved, scale: float, keep_scale: float, out=(None, None, None)):
-        (B, H, T, D), S = q.shape, k.shape[2]  # noqa: N806
+        (B, H, T, D), S = q.shape, k.shape[2]
         y, lse, keep, causal = saved
         if not _aligned(gy, D):
             gy = gy.copy()
