@@ -29,7 +29,17 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-NOT_CONFIGURED = ("help", "preset", *DEVICE_OPTIONS, "out", "resume", "overwrite", "max_minutes", "eval_only")
+NOT_CONFIGURED = (
+    "help",
+    "preset",
+    *DEVICE_OPTIONS,
+    "out",
+    "resume",
+    "overwrite",
+    "max_minutes",
+    "eval_only",
+    "dry_run",
+)
 
 
 def main() -> int:
@@ -38,7 +48,7 @@ def main() -> int:
     with hold_interrupts():
         # After --help and usage errors, which need not wait.
         from gpt.training.initial import starting_point
-        from gpt.training.session import resume_session, start_session
+        from gpt.training.session import dry_run, resume_session, start_session
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
@@ -56,6 +66,8 @@ def main() -> int:
         config, initial = starting_point(load_preset(args.preset or DEFAULT_PRESET), options)
         if "vocab_size" in options and config.train.tokenizer != "bpe":
             raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
+        if args.dry_run:
+            return dry_run(config, device, initial)
         session = start_session(config, args.out, args.overwrite, device, initial)
     return session.run(start + 60 * args.max_minutes)
 
@@ -94,6 +106,9 @@ def build_parser(defaults: dict) -> Parser:
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
+    )
+    earlier.add_argument(
+        "--dry-run", action="store_true", help="print parameters, memory and time, and write nothing (default: no)"
     )
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
     parser.add_argument(

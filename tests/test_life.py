@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -209,3 +210,14 @@ def test_eval_only_prints_the_losses_of_all_of_a_text(cwd):
     for other in ("--max-iters=3", "--resume", "nanogpt-cpu", "--out=x"):
         err = run("train.py", "--eval-only=run", other, cwd=cwd, status=2).stderr
         assert " has no effect with --eval-only, which takes --data: leave one of them out" in err
+
+
+def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(cwd):
+    (cwd / "text.txt").write_text("x")
+    done = train(cwd, *QUICK, "--dry-run", "--out=run")
+    assert {path.name for path in cwd.iterdir()} == {"text.txt"}
+    sections = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert sections == ["parameters", "memory, about", "a step", "time"]
+    assert re.search(r"^  in all +4,184$", done.stdout, re.MULTILINE)
+    assert re.search(r"^time\n  about .+: 12 steps of .+, 5 evaluations of .+\n$", done.stdout, re.MULTILINE)
+    assert "not allowed with" in train(cwd, "--dry-run", "--resume", status=2).stderr

@@ -17,6 +17,7 @@ from gpt.generate import write_text
 from gpt.memory import check_memory, memory_explained
 from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
+from gpt.plan import planned
 from gpt.terminal import say, show, tell
 from gpt.text.bpe import read_tokenizer
 from gpt.text.dataset import Dataset, make_dataset, optima, split_at
@@ -58,7 +59,7 @@ class Session:
 
     def _run(self, deadline: float) -> int:
         progress = self.checkpoint.progress if self.checkpoint else Progress()
-        with InterruptOnce() as interrupts, self._trainer() as trainer:
+        with InterruptOnce() as interrupts, make_trainer(self.model, self.dataset, self.config, self.device) as trainer:
             self._introduce(trainer)
             if self.checkpoint:
                 trainer.restore(self.checkpoint.optimizer, progress.step)
@@ -90,12 +91,6 @@ class Session:
             return verdict(rows, self.counted, str(self.folder.best))
         batch = Trainer(self.model, self.dataset, train).next_batch()
         return [overfit_verdict(rows, entropy_given(*batch, MODEL_KINDS[train.model].context(self.config.gpt)))]
-
-    def _trainer(self) -> Trainer:
-        what = self.model, self.dataset, self.config.train
-        if self.device.backend == "numpy":
-            return CPUTrainer(*what, self.device.cores)
-        return GPUTrainer(*what)
 
     def _introduce(self, trainer: Trainer) -> None:
         data, train = self.dataset, self.config.train
@@ -131,6 +126,35 @@ def start_session(
     config: Config, out: Path | None, overwrite: bool, device: Device, initial: Initial | None = None
 ) -> Session:
     """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
+    config, dataset, model = _prepared(config, device, initial)
+    name = Path(config.train.preset).stem or "run"
+    folder = RunFolder.create(out, name, overwrite)
+    atomic_write(folder.config, config.to_toml())
+    return Session(config, dataset, model, folder, device)
+
+
+def dry_run(config: Config, device: Device, initial: Initial | None = None) -> int:
+    """Print what such a run would be: its parameters, its memory, its steps and its time. Nothing is written."""
+    config, dataset, model = _prepared(config, device, initial)
+    text = dataset.train.characters + dataset.val.characters
+    for line in planned(config, tl.get_backend(device.backend), device.cores, text, device.dtype):
+        say(line)
+    with make_trainer(model, dataset, config, device) as trainer:
+        left = forecast(config.train, 0, -1, trainer.rehearse())
+    say("time")
+    say(f"  {left.described(config.train)}")
+    return 0
+
+
+def make_trainer(model: LanguageModel, dataset: Dataset, config: Config, device: Device) -> Trainer:
+    """What trains on this device."""
+    if device.backend == "numpy":
+        return CPUTrainer(model, dataset, config.train, device.cores)
+    return GPUTrainer(model, dataset, config.train)
+
+
+def _prepared(config: Config, device: Device, initial: Initial | None) -> tuple[Config, Dataset, LanguageModel]:
+    """A new run's configuration, with what its text says of it, its data and its model."""
     if config.train.overfit:
         config = Config(replace(config.gpt, dropout=0.0), replace(config.train, eval_iters=1))
     _check_dropout(config.gpt.dropout)
@@ -147,11 +171,7 @@ def start_session(
     config = Config(replace(config.gpt, vocab_size=tokenizer.vocab_size), replace(config.train, **settings))
     check(config, text=len(text.text))
     dataset = make_dataset(text, tokenizer, config.gpt.block_size, config.train.val_fraction)
-    model = device.place(_make_model(config, tokenizer, initial), config.train.model)
-    name = Path(config.train.preset).stem or "run"
-    folder = RunFolder.create(out, name, overwrite)
-    atomic_write(folder.config, config.to_toml())
-    return Session(config, dataset, model, folder, device)
+    return config, dataset, device.place(_make_model(config, tokenizer, initial), config.train.model)
 
 
 def resume_session(out: Path | None, preset: str | None, options: dict, device: Device) -> Session:
