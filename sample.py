@@ -38,11 +38,10 @@ def main() -> int:
     with hold_interrupts():
         from threadpoolctl import threadpool_limits
 
-        from gpt.checkpoint import load_checkpoint
-        from gpt.files import atomic_write, check_size, explained, try_write
+        from gpt.files import atomic_write, explained, try_write
         from gpt.generate import default_prompt
         from gpt.memory import check_sampling
-        from gpt.training.run_folder import find_checkpoint
+        from gpt.training.initial import load_model
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
     out = args.out
@@ -50,9 +49,7 @@ def main() -> int:
         with explained("write", out):
             out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
         try_write(out)
-    path = find_checkpoint(args.model)
-    check_size(path, 1, "take a smaller --model")
-    checkpoint = load_checkpoint(path, for_resume=False)
+    path, checkpoint = load_model(args.model)
     tokenizer = checkpoint.tokenizer
     prompt = read_prompt(args, tokenizer)
     prompt = default_prompt(tokenizer) if prompt is None else prompt
@@ -64,7 +61,8 @@ def main() -> int:
     if not args.quiet:
         progress = checkpoint.progress
         best = "" if progress.best_val_loss is None else f", best val loss {progress.best_val_loss:.4f}"
-        print(printable(f"{path}: step {progress.step}{best}"), file=sys.stderr)
+        step = f": step {progress.step}{best}" if checkpoint.fingerprint else ""  # another program's says nothing of it
+        print(printable(f"{path}{step}"), file=sys.stderr)
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
         samples = write_samples(model, tokenizer, prompt, args, config, kept)
     if out:

@@ -29,17 +29,8 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-NOT_CONFIGURED = (
-    "help",
-    "preset",
-    *DEVICE_OPTIONS,
-    "out",
-    "resume",
-    "overwrite",
-    "max_minutes",
-    "eval_only",
-    "dry_run",
-)
+MODES = ("resume", "overwrite", "dry_run", "eval_only")
+NOT_CONFIGURED = ("help", "preset", "out", "max_minutes", *DEVICE_OPTIONS, *MODES)
 
 
 def main() -> int:

@@ -16,11 +16,10 @@ __all__ = ["GPT", "BigramLanguageModel", "Config", "GPTConfig", "TrainConfig", "
 def load(path: str | Path | None = None) -> tuple[LanguageModel, Tokenizer]:
     """The model of a run or of a checkpoint, in eval mode on the CPU, and its tokenizer.
 
-    path: a run's folder, whose best checkpoint is taken; or a file; None for the newest run in runs/. UserError for
-    what cannot be read.
+    path: a run's folder, whose best checkpoint is taken; a file; a folder with a GPT-2 of Hugging Face's; None for the
+    newest run in runs/. UserError for what cannot be read.
     """
-    from gpt.checkpoint import load_checkpoint  # these read files and training's folders: not for who has models alone
-    from gpt.training.run_folder import find_checkpoint
+    from gpt.training.initial import load_model  # which reads files: not for who has models alone
 
-    checkpoint = load_checkpoint(find_checkpoint(None if path is None else Path(path)), for_resume=False)
+    _, checkpoint = load_model(None if path is None else Path(path))
     return checkpoint.build_model().eval(), checkpoint.tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from scripts import ROOT, assert_complaint, environment
+from scripts import ROOT, assert_complaint, environment, run
 from test_checkpoint import make
 
 import gpt.export.huggingface
@@ -369,3 +369,18 @@ def test_the_page_does_what_it_says(cwd, monkeypatch, capsys):
     assert len(capsys.readouterr().out) == len("The ") + 200 + len("\n")
     exec(from_huggingface.replace("max_new_tokens=60", "max_new_tokens=12"), {})
     assert capsys.readouterr().out.startswith("The ")
+
+
+def test_sample_py_reads_what_was_exported(cwd, monkeypatch, capsys):
+    """The same text as of the run itself, and a folder without a tokenizer is one sentence."""
+    save()
+    export(monkeypatch, "run", "--huggingface=there")
+    texts = []
+    for model in ("run", "there"):
+        done = run("sample.py", f"--model={model}", "--temperature=0", "--max-new-tokens=40", cwd=cwd)
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert done.stderr == "there\n"
+    Path("there/tokenizer.json").unlink()
+    err = run("sample.py", "--model=there", cwd=cwd, status=2).stderr
+    assert_complaint(err, "there has no tokenizer.json beside it, which tells what its symbols are", "sample.py")

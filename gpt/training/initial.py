@@ -1,5 +1,6 @@
 """What a new run starts from where that is no random weights: `train.py --init-from`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.advice import as_option
-from gpt.checkpoint import is_checkpoint, load_checkpoint
+from gpt.checkpoint import Checkpoint, Progress, is_checkpoint, load_checkpoint
 from gpt.config import Config, GPTConfig, TrainConfig
 from gpt.errors import UserError, shown
 from gpt.files import check_size
@@ -124,6 +125,23 @@ def load_initial(path: Path, options: dict) -> Initial:
     tokenizer = read_tokenizer(name) if kind_of(name) == "file" else None
     rows = tokenizer.vocab_size if tokenizer else found.shape.vocab_size
     return Initial(path, "gpt", found.shape, name, tokenizer, partial(found.weights, rows))
+
+
+def load_model(path: Path | None) -> tuple[Path, Checkpoint]:
+    """What to sample from: a run's best checkpoint, the newest run's for None, a checkpoint, or a folder of another
+    program's; and where it lies."""
+    if path is None or not os.path.exists(path / "config.json"):  # noqa: PTH110 - Path's fails for a long name
+        path = find_checkpoint(path)
+        check_size(path, 1, "take a smaller --model")
+        return path, load_checkpoint(path, for_resume=False)
+    initial = load_initial(path, {})
+    tokenizer = initial.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{path} has no {TOKENIZER} beside it, which tells what its symbols are: put it there")
+    shape = replace(initial.shape, vocab_size=tokenizer.vocab_size)
+    config = Config(shape, TrainConfig(model=initial.model, tokenizer=initial.named))
+    named = initial.build_model(config.gpt, tokenizer).named_parameters(remove_duplicate=False)
+    return path, Checkpoint(config, tokenizer, {name: p.data for name, p in named}, Progress())
 
 
 def _fitted(weight: np.ndarray, shape: tuple[int, ...], origin: list[int]) -> np.ndarray:
