@@ -39,7 +39,8 @@ def main() -> int:
     with hold_interrupts():
         # After --help and usage errors, which need not wait.
         from gpt.training.initial import starting_point
-        from gpt.training.session import dry_run, resume_session, start_session
+        from gpt.training.run_folder import named_run
+        from gpt.training.start import dry_run, resume_session, start_session
 
     if args.overwrite and not args.out:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
@@ -47,6 +48,10 @@ def main() -> int:
         raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
+    if args.resume and args.preset and os.path.isdir(named_run(Path(args.preset))):  # noqa: PTH112 - may be too long
+        if args.out:
+            raise UserError(f"--resume {args.preset} and --out {args.out} name two runs: leave one of them out")
+        args.out, args.preset = Path(args.preset), None
     if args.eval_only:
         return evaluated(args, options, device)
     if args.resume and "init_from" in options:
@@ -96,7 +101,7 @@ def build_parser(defaults: dict) -> Parser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one, runs/PRESET)")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, or else the newest (default: no)"
+        "--resume", action="store_true", help="go on with the run named after it, or else the newest (default: no)"
     )
     earlier.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory and time, and write nothing (default: no)"

@@ -67,8 +67,9 @@ def read_regular(path: str | os.PathLike, most: int, follow: bool = False) -> by
 
 
 def check_size(path: Path, times: int, advice: str) -> None:
-    """UserError if what is at `path` takes more than this machine's memory, which is `times` its size."""
-    memory, size = get_backend("numpy").memory_size(), path.stat().st_size if path.exists() else 0
+    """UserError if what is at `path`, or in that folder, takes more than this machine's memory: `times` its size."""
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path] if path.exists() else []
+    memory, size = get_backend("numpy").memory_size(), sum(file.stat().st_size for file in files)
     if memory is not None and times * size > memory:
         needs = f"which need {times} times as much memory" if times > 1 else "which need as much memory"
         raise UserError(f"{path} has {size:,} bytes, {needs}, and there are {memory:,}: {advice}")

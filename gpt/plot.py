@@ -18,7 +18,7 @@ from gpt.log import read_log
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
 
-YARDSTICKS = ("uniform", "unigram", "bigram")  # losses that counting reaches, if the log has them
+YARDSTICKS = ("uniform", "unigram", "bigram", "trigram")  # losses that counting reaches, if the log has them
 PANELS = {"lr": "learning rate", "grad_norm": "gradient norm"}
 # Two cycles of different lengths, so that thirty runs can be told apart, and six without colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#7B3294", "#E69F00")  # Okabe and Ito's, for any eye

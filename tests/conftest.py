@@ -54,6 +54,12 @@ def cuda(request):
 
 
 @pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """No run in this process draws its losses, which takes longer than to train; those of tests/test_runs.py do."""
+    monkeypatch.setattr("gpt.training.session.draw_run", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
 def no_leaks():
     """Every test starts from seed 0, and fails if it leaves `no_grad` on or a random scope open."""
     manual_seed(0)

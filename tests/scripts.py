@@ -31,9 +31,10 @@ LOG_KEYS += ["elapsed", "train_bits_per_character", "val_bits_per_character"]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Ours without network and Python's own variables; warnings are errors."""
+    """Ours without network, Matplotlib and Python's own variables; warnings are errors."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     quiet = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONWARNINGS": "error"}
+    quiet["PYTHONPATH"] = str(ROOT / "tests" / "without")  # Matplotlib
     return inherited | quiet | {f"{scheme}_proxy": NOWHERE for scheme in ("http", "https")}
 
 

@@ -23,7 +23,7 @@ SEPARATOR = script.SEPARATOR
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A folder in which runs/little-shakespeare was trained."""
+    """A folder in which runs/little-shakespeare-text was trained."""
     folder = tmp_path_factory.mktemp("trained")
     train(folder)
     return folder
@@ -91,11 +91,9 @@ def test_prompt_from_an_option_a_file_or_standard_input_is_continued(cwd):
     assert by_option.stdout == by_file.stdout == by_stdin.stdout
     assert by_option.stdout.startswith("9 is the")
     assert len(by_option.stdout) == len("9 is the") + 30 + 1
-    progress = load_checkpoint(cwd / "runs/little-shakespeare/best.safetensors").progress
-    told = (
-        f"runs/little-shakespeare/best.safetensors: step {progress.step}, best val loss {progress.best_val_loss:.4f}\n"
-    )
-    assert by_option.stderr == told
+    progress = load_checkpoint(cwd / "runs/little-shakespeare-text/best.safetensors").progress
+    told = f"step {progress.step}, best val loss {progress.best_val_loss:.4f}\n"
+    assert by_option.stderr == f"runs/little-shakespeare-text/best.safetensors: {told}"
 
 
 @pytest.mark.parametrize("prompt", ["-- drop_table a_b", "-", "-1_0", "---x_y", "-h is_it", "a\n--b_c"])
@@ -184,7 +182,7 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
 def test_mistake_is_one_sentence(cwd, sample, args, said):
     (cwd / "empty.txt").write_bytes(b"")
     (cwd / "latin1.txt").write_bytes(b"caf\xe9")
-    raw = (cwd / "runs/little-shakespeare/best.safetensors").read_bytes()
+    raw = (cwd / "runs/little-shakespeare-text/best.safetensors").read_bytes()
     (cwd / "damaged").write_bytes(raw[:-1] + b"?")
     assert_complaint(sample(*args, status=2), said, "sample.py")
 
@@ -210,7 +208,7 @@ def test_model_may_be_a_file_a_folder_or_the_newest_run(cwd, sample):
     train(cwd, "--max-iters=6", "--seed=8", "--out=runs/newer")
     by_folder, by_file = sample("--model=runs/newer"), sample("--model=runs/newer/best.safetensors")
     assert sample() == by_folder == by_file
-    assert sample("--model=runs/little-shakespeare") != by_folder
+    assert sample("--model=runs/little-shakespeare-text") != by_folder
 
 
 def test_no_run_at_all(cwd, sample):
@@ -219,7 +217,7 @@ def test_no_run_at_all(cwd, sample):
 
 
 def test_run_that_was_never_evaluated(cwd, sample):
-    path = cwd / "runs/little-shakespeare/last.safetensors"
+    path = cwd / "runs/little-shakespeare-text/last.safetensors"
     checkpoint = load_checkpoint(path)
     checkpoint.progress = Progress()
     save_checkpoint(path, checkpoint)
@@ -327,7 +325,7 @@ def test_a_byte_model_takes_and_writes_any_bytes(cwd):
 
 
 def test_weights_that_are_nan_are_not_sampled_from(cwd, sample):
-    path = cwd / "runs/little-shakespeare/best.safetensors"
+    path = cwd / "runs/little-shakespeare-text/best.safetensors"
     checkpoint = load_checkpoint(path)
     checkpoint.weights["transformer.wte.weight"][3] = np.nan
     save_checkpoint(path, checkpoint)
@@ -402,7 +400,7 @@ def test_reader_of_the_output_goes_away(cwd):
     assert process.returncode == 128 + signal.SIGPIPE
     assert len(head.stdout) == 10
     assert err.count("\n") == 1  # which checkpoint it was
-    assert err.startswith("runs/little-shakespeare/best.safetensors: step")
+    assert err.startswith("runs/little-shakespeare-text/best.safetensors: step")
 
 
 def test_output_that_cannot_be_written(cwd):

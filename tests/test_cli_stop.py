@@ -44,7 +44,7 @@ from gpt.terminal import OutputError
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.interrupt import SIGNALS, Interrupted, InterruptOnce, hold_interrupts
 from gpt.training.run_folder import RunFolder
-from gpt.training.session import resume_session
+from gpt.training.start import resume_session
 from gpt.training.trainer import Evaluation
 
 pytestmark = pytest.mark.usefixtures("cwd")

@@ -110,7 +110,7 @@ def test_what_is_advised_exists(name):
     [
         ("--data empty.txt", "empty.txt is empty"),
         ("--data missing.txt", "cannot read missing.txt: No such file or directory"),
-        ("--data folder", "cannot read folder: Is a directory"),
+        ("--data folder", "the folder folder holds no files with text; --data needs some to train on"),
         ("--data latin1.txt", "latin1.txt is not UTF-8 text (see the byte at offset 3); convert it to UTF-8 first, "
          "or take its bytes as they are with --tokenizer byte"),
         ("--data short.txt", "use a smaller --block-size, a larger file or another --val-fraction"),
@@ -268,7 +268,8 @@ def test_what_a_run_prints_and_leaves(finished):
     assert all(r[f"{part}_bits_per_character"] == r[f"{part}_loss"] / math.log(2) for r in rows for part in SPLITS)
     assert {file.name for file in folder.iterdir()} == RUN
     assert [row["step"] for row in rows] == [0, 6, 12, 18, 20]  # the end too
-    assert all(list(row) == LOG_KEYS for row in rows)
+    assert all(list(row) == LOG_KEYS for row in rows[1:])
+    assert list(rows[0]) == [*LOG_KEYS, "uniform", "unigram", "bigram", "trigram"]
     assert rows[0]["grad_norm"] is rows[0]["tokens_per_second"] is None
     assert all(isinstance(value, (int, float)) for row in rows[1:] for value in row.values())
     best = load_checkpoint(folder / "best.safetensors")
@@ -286,7 +287,7 @@ def test_config_of_a_run_is_a_preset(copy):
 @pytest.mark.parametrize("option", ["--micro-batch-size=100", "--max-iters=0", "--eval-interval=100", "--threads=99"])
 def test_odd_but_fine(cwd, option):
     train(cwd, option)
-    steps = [row["step"] for row in log(cwd / "runs/little-shakespeare")]
+    steps = [row["step"] for row in log(cwd / "runs/little-shakespeare-text")]
     assert steps == {"--max-iters=0": [0], "--eval-interval=100": [0, 20]}.get(option, [0, 6, 12, 18, 20])
 
 
@@ -302,9 +303,11 @@ def test_built_in_texts_without_a_network(cwd, data, first):
     given = [f"--data={data}"] if data else []
     out = run("train.py", "bigram", "--max-iters=5", "--eval-iters=2", *given, cwd=cwd).stdout
     assert out.startswith(first)
-    symbols = load_checkpoint(cwd / "runs/bigram/last.safetensors").tokenizer.vocab_size
+    (folder,) = (cwd / "runs").iterdir()
+    assert folder.name == (f"bigram-{data}" if data else "bigram")
+    symbols = load_checkpoint(folder / "last.safetensors").tokenizer.vocab_size
     assert f"model: bigram, {symbols**2:,} parameters" in out
-    config = load_preset("runs/bigram/config.toml")
+    config = load_preset(str(folder / "config.toml"))
     assert (config.train.model, config.train.data) == ("bigram", data or "pydoc")
 
 
@@ -343,17 +346,17 @@ def test_resuming_drops_the_rows_after_the_checkpoint(copy):
     (copy / ".last.safetensors.99.tmp").write_text("half a file")
     run("train.py", "--resume", "--out=run", "--max-iters=26", cwd=copy.parent)
     assert [row["step"] for row in log(copy)] == [0, 6, 12, 18, 20, 24, 26]
-    assert all(list(row) == LOG_KEYS for row in log(copy))
+    assert all(list(row) == LOG_KEYS for row in log(copy)[1:])
     assert {file.name for file in copy.iterdir()} == RUN
 
 
 def test_newest_run_is_resumed_and_names_are_numbered(cwd):
     outs = [train(cwd, "--max-iters=1").stdout for _ in range(2)]
     outs.append(run("train.py", "little-shakespeare", "--resume", "--max-iters=2", cwd=cwd).stdout)
-    names = ["little-shakespeare", "little-shakespeare-2", "little-shakespeare-2"]
+    names = ["little-shakespeare-text", "little-shakespeare-text-2", "little-shakespeare-text-2"]
     assert [re.search("^run: (.*)$", out, re.MULTILINE)[1] for out in outs] == [f"runs/{name}" for name in names]
-    run("train.py", *TINY, "--max-iters=1", "--out=runs/little-shakespeare-2", "--overwrite", cwd=cwd)
-    assert [row["step"] for row in log(Path("runs/little-shakespeare-2"))] == [0, 1]
+    run("train.py", *TINY, "--max-iters=1", "--out=runs/little-shakespeare-text-2", "--overwrite", cwd=cwd)
+    assert [row["step"] for row in log(Path("runs/little-shakespeare-text-2"))] == [0, 1]
 
 
 def test_interrupted_before_the_last_evaluation(copy):
@@ -416,7 +419,7 @@ def test_terminal_without_the_texts_characters(cwd, locale):
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_closed_output(cwd, closed):
     train(cwd, shell=f'exec "$@" {closed}')
-    assert (cwd / "runs/little-shakespeare/sample.txt").exists()
+    assert (cwd / "runs/little-shakespeare-text/sample.txt").exists()
 
 
 def test_bar_on_a_terminal(cwd):

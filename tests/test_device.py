@@ -22,7 +22,7 @@ from gpt.errors import UserError
 from gpt.models.kinds import build_model
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.run_folder import RunFolder
-from gpt.training.session import resume_session
+from gpt.training.start import resume_session
 from tensorlite import BackendError
 from tensorlite.backends.cuda import kernels
 

@@ -159,7 +159,7 @@ def test_a_model_of_bytes_and_a_bigram(cwd, model):
     out = run("train.py", *INIT, "--init-from=c.safetensors", "--max-iters=3", cwd=cwd).stdout
     new = 0 if model == "gpt" else 4
     assert f"vocabulary: {tokenizer.vocab_size} symbols carried over, {new} new\n" in out
-    assert load_checkpoint(cwd / "runs/little-shakespeare/last.safetensors").config.train.model == model
+    assert load_checkpoint(cwd / "runs/little-shakespeare-text/last.safetensors").config.train.model == model
     if model == "bigram":
         done = run("train.py", *INIT, "--init-from=c.safetensors", "--n-layer=2", cwd=cwd, status=2)
         assert_complaint(done.stderr, "--n-layer has no effect on a bigram table: leave it out", "train.py")

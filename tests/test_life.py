@@ -221,3 +221,36 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(cwd):
     assert re.search(r"^  in all +4,184$", done.stdout, re.MULTILINE)
     assert re.search(r"^time\n  about .+: 12 steps of .+, 5 evaluations of .+\n$", done.stdout, re.MULTILINE)
     assert "not allowed with" in train(cwd, "--dry-run", "--resume", status=2).stderr
+
+
+# --- which run, and which text ---
+
+
+def test_a_run_is_named_where_a_folder_is_asked_for(cwd):
+    train(cwd, *QUICK)
+    train(cwd, *QUICK, "--seed=2")
+    assert sorted(path.name for path in (cwd / "runs").iterdir()) == [f"little-shakespeare-text{n}" for n in ("", "-2")]
+    name = "little-shakespeare-text"
+    for written in (name, f"runs/{name}"):
+        again = run("train.py", "--resume", written, f"--max-iters={13 + len(written)}", cwd=cwd).stdout
+        assert f"run: runs/{name}\n" in again
+        sampled = run("sample.py", "--model", written, "--max-new-tokens=1", cwd=cwd).stderr
+        assert sampled.startswith(f"runs/{name}/best.safetensors: step ")
+    twice = run("train.py", "--resume", name, "--out=runs/x", cwd=cwd, status=2).stderr
+    assert f"--resume {name} and --out runs/x name two runs: leave one of them out" in twice
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_a_folder_of_texts_is_one_text(cwd, kind):
+    (cwd / "texts/below").mkdir(parents=True)
+    texts = {"b.txt": "second\n" * 30, "a.txt": "first\n" * 30, "c": "\ufeffthird\n" * 30, ".hidden": "x" * 99}
+    for name, text in texts.items():
+        (cwd / "texts" / name).write_text(text, encoding="utf-8")
+    (cwd / "one.txt").write_text("first\n" * 30 + "second\n" * 30 + "third\n" + "\ufeffthird\n" * 29, encoding="utf-8")
+    for data in ("texts", "one.txt"):
+        done = train(cwd, *QUICK, f"--data={data}", f"--tokenizer={kind}", f"--out={data[0]}")
+        assert ("texts: 3 files, joined in this order: a.txt, b.txt, c\n" in done.stdout) == (data == "texts")
+    assert_same_run(cwd / "t", cwd / "o")
+    run("train.py", "--resume", "--out=t", "--max-iters=13", cwd=cwd)
+    (cwd / "texts/c").unlink()
+    assert "is not the text that" in run("train.py", "--resume", "--out=t", "--max-iters=14", cwd=cwd, status=2).stderr

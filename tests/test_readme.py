@@ -46,7 +46,7 @@ def commands(text: str) -> list[str]:
 def test_the_python_does_what_is_shown(cwd, capsys):
     """Block after block, as one who reads would."""
     (cwd / "play.txt").write_text("ROMEO: who, and where?\n" * 20)
-    train_tiny(cwd, "--data=play.txt", "--max-iters=1")
+    train_tiny(cwd, "--data=play.txt", "--max-iters=1", "--out=runs/little-shakespeare")
     names = {"torch_model": TorchGPT(gpt.load()[0].config)}
     capsys.readouterr()
     for code, shown in steps():

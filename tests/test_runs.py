@@ -386,3 +386,17 @@ def test_old_runs_are_read(command, cwd, name):
     command("gpt.plot", "finished", "stopped")
     for run in ("finished", "stopped/last.safetensors"):
         assert f"tokenizer      {name.rpartition('-')[2]}, " in command("gpt.inspect", run)
+
+
+# --- every run leaves a picture ---
+
+
+@pytest.mark.parametrize("options", [[], ["--max-minutes=0"]])
+def test_a_run_that_is_over_or_stopped_has_its_picture(cwd, options):
+    train(cwd, "--out=run", *options, env={"PYTHONPATH": ""})
+    picture = (cwd / "run/loss.svg").read_text()
+    assert picture.startswith("<?xml")
+    assert log(cwd / "run")[0].keys() >= {"uniform", "unigram", "bigram", "trigram"}
+    assert all("uniform" not in row for row in log(cwd / "run")[1:])
+    train(cwd, "--out=run", "--overwrite", "--max-iters=0")
+    assert not (cwd / "run/loss.svg").exists()  # not that of another run

@@ -127,6 +127,11 @@ def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
     return result
 
 
+def on_validation(counted: dict[str, float | tuple[float, float]]) -> dict[str, float]:
+    """Of `optima` the losses on the validation text alone."""
+    return {name: loss if isinstance(loss, float) else loss[1] for name, loss in counted.items()}
+
+
 def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:
     """How often each token follows others in its record: shape (V,), (V, V) for how often it follows which, and so on.
     A piece at a time, for as indices of eight bytes the tokens would take many times the text's memory."""

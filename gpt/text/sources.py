@@ -46,7 +46,8 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
     - "ab": strings of block_size + 1 characters that start with a, go a -> a or a -> b with equal weight and
       b -> b always, drawn from `seed`: the best possible loss is ln 2 after an a and 0 after a b.
     - None: shakespeare if it is cached or downloads within seconds, else pydoc and a note.
-    - any other: a UTF-8 file, decoded exactly but for a byte order mark; write ./ab for a file named ab.
+    - any other: a UTF-8 file, decoded exactly but for a byte order mark, or a folder, whose files are joined in the
+      order of their names; write ./ab for a file named ab.
 
     any_bytes: a file need not be UTF-8; see `gpt.text.tokenizers.ByteTokenizer`.
 
@@ -61,7 +62,8 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
             return _pydoc()
         case "ab":
             return _ab_strings(block_size + 1, seed)
-    return _read_file(source, "surrogateescape" if any_bytes else "strict")
+    errors = "surrogateescape" if any_bytes else "strict"
+    return _read_folder(source, errors) if os.path.isdir(source) else _read_file(source, errors)  # noqa: PTH112 - as long
 
 
 def _read_file(source: str, errors: str) -> Text:
@@ -80,6 +82,23 @@ def _read_file(source: str, errors: str) -> Text:
     if not text:
         raise UserError(f"{source} is empty; --data needs a file with text to train on")
     return Text(text, name=Path(source).name, source=str(Path(source).absolute()))
+
+
+def _read_folder(source: str, errors: str) -> Text:
+    """The files right in a folder, but for hidden and empty ones, one after the other."""
+    try:
+        files = sorted(path for path in Path(source).iterdir() if path.is_file() and not path.name.startswith("."))
+        files = [path for path in files if path.stat().st_size]
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error.strerror or error}; give a folder that can be listed") from error
+    if not files:
+        raise UserError(f"the folder {source} holds no files with text; --data needs some to train on")
+    check_size(Path(source), BYTES_PER_CHARACTER, "take fewer files")
+    texts = [_read_file(str(file), errors).text for file in files]
+    names = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "")
+    folder = Path(source).absolute()
+    note = f"{folder.name}: {len(files)} files, joined in this order: {names}"
+    return Text("".join(texts), name=folder.name, source=str(folder), note=note)
 
 
 def _read_regular(path: Path) -> bytes:

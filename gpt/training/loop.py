@@ -30,15 +30,22 @@ class TimeUpError(Exception):
 class TrainingLoop:
     """Takes `trainer` from where it is to max_iters, writing into `folder`.
 
+    yardsticks: losses on the validation text that the log's first row has beside its own.
     deadline: of time.monotonic(), after which it stops at the next step.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, config: Config, progress: Progress, deadline: float = math.inf
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        config: Config,
+        progress: Progress,
+        yardsticks: dict[str, float],
+        deadline: float = math.inf,
     ):
         self.trainer, self.folder, self.config, self.progress = trainer, folder, config, progress
         self.max_iters, self.eval_interval = config.train.max_iters, config.train.eval_interval
-        self.deadline = deadline
+        self.yardsticks, self.deadline = yardsticks, deadline
         self.report = Reporter(trainer.step, self.max_iters)
         self.started = time.monotonic() - progress.seconds
         self.saved, self.saved_step = time.monotonic(), None
@@ -150,6 +157,8 @@ class TrainingLoop:
         if data.tokenizer.kind != "char":
             row["train_bits_per_byte"] = data.train.bits_per_byte(result.train_loss)
             row["val_bits_per_byte"] = data.val.bits_per_byte(result.val_loss)
+        if self.progress.best_val_loss is None:
+            row |= self.yardsticks
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
     def _save_last(self) -> None:

@@ -1,4 +1,5 @@
-"""A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, samples.jsonl, sample.txt."""
+"""A run and its folder: config.toml, log.jsonl, best.safetensors, last.safetensors, samples.jsonl, sample.txt,
+loss.svg."""
 
 import contextlib
 import json
@@ -99,7 +100,8 @@ class RunFolder:
         self.config, self.log = path / "config.toml", path / "log.jsonl"
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
         self.sample, self.samples = path / "sample.txt", path / "samples.jsonl"
-        self._files = (self.config, self.log, self.best, self.last, self.sample, self.samples)
+        self.picture = path / "loss.svg"
+        self._files = (self.config, self.log, self.best, self.last, self.sample, self.samples, self.picture)
         with explained("use", path):
             for file in self._files:
                 check_replaceable(file)
@@ -125,8 +127,8 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | None) -> "RunFolder":
-        """The folder of an earlier run, the newest one if `path` is None."""
-        path = path or newest_run()
+        """The folder of an earlier run, which may be named as in runs/; the newest one if `path` is None."""
+        path = named_run(path) if path else newest_run()
         with explained("read", path):
             if not (path / "last.safetensors").exists():
                 raise UserError(f"there is nothing to resume in {path}: it has no last.safetensors")
@@ -169,9 +171,16 @@ def newest_run(runs: Path = RUNS) -> Path:
     raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")
 
 
+def named_run(path: Path) -> Path:
+    """`path`, or what is called so in runs/ if nothing is at `path` itself."""
+    here, there = os.path.exists(path), os.path.isdir(RUNS / path)  # noqa: PTH110, PTH112 - Path's fail for long names
+    return RUNS / path if there and not here else path
+
+
 def find_checkpoint(path: Path | None) -> Path:
-    """The file to sample from: `path` itself, or the best checkpoint of the run folder at `path`, or of the newest."""
-    path = path or newest_run()
+    """The file to sample from: `path` itself, or the best checkpoint of the run folder at `path`, which may be named as
+    in runs/, or of the newest."""
+    path = named_run(path) if path else newest_run()
     with explained("read", path):
         if not path.is_dir():
             return path

@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from gpt.text.dataset import on_validation
+
 APART = 3.0  # standard errors
 CLOSE = 0.05  # nats from the least loss: as good as learnt
 
@@ -16,8 +18,8 @@ def verdict(rows: list[dict], counted: dict, where: str) -> list[str]:
     if not rows:  # of a log that was deleted meanwhile
         return []
     best = min(rows, key=lambda row: row["val_loss"])
-    on_val = {name: loss if name == "uniform" else loss[1] for name, loss in counted.items()}
-    against = ", ".join(_beside(best["val_loss"], name, loss) for name, loss in on_val.items())
+    yardsticks = on_validation(counted).items()
+    against = ", ".join(_beside(best["val_loss"], name, loss) for name, loss in yardsticks)
     error = best.get("val_stderr")
     error = "" if error is None else f" \u00b1 {error:.4f}"
     first = f"best val loss {best['val_loss']:.4f}{error} at step {best['step']}, {against}: {where}"

@@ -20,7 +20,7 @@ from gpt.text.sources import Text
 from gpt.text.tokenizers import make_tokenizer
 from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.gpu_trainer import GPUTrainer
-from gpt.training.session import start_session
+from gpt.training.start import start_session
 from tensorlite import backend_of, get_backend
 
 # Without biases of the keys, whose gradient is rounding alone, which Adam scales up to whole steps.
