@@ -77,6 +77,10 @@ def write_samples(
     from gpt.generate import stream_pieces
 
     coloured = args.show_probs and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if args.show_probs and not coloured:
+        print(
+            "warning: --show-probs has no effect, for the output is no terminal that may show colours", file=sys.stderr
+        )
     options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
     options |= {"stop": args.stop, "probabilities": coloured}
     samples = [io.StringIO() for _ in range(config.num_samples if kept else 0)]

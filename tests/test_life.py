@@ -254,3 +254,10 @@ def test_a_folder_of_texts_is_one_text(cwd, kind):
     run("train.py", "--resume", "--out=t", "--max-iters=13", cwd=cwd)
     (cwd / "texts/c").unlink()
     assert "is not the text that" in run("train.py", "--resume", "--out=t", "--max-iters=14", cwd=cwd, status=2).stderr
+
+
+def test_strings_of_a_and_b_are_judged_by_symbol(cwd):
+    done = run("train.py", "bigram", "--data=ab", "--max-iters=300", "--eval-iters=2", "--learning-rate=0.1", cwd=cwd)
+    after = re.search(r"loss after an a ([\d.]+), at best ln 2 = 0.6931; after a b ([\d.]+), at best 0\n", done.stdout)
+    assert float(after[1]) == pytest.approx(math.log(2), abs=0.01)
+    assert float(after[2]) < 0.05

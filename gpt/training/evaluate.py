@@ -42,6 +42,15 @@ def evaluate_only(path: Path, data: str | None, device: Device) -> int:
     return 0
 
 
+def losses_after(model: LanguageModel, split: Split, blocks: int = 256) -> dict[str, float]:
+    """Of strings of a and b: the mean loss after an a, and after a b, in the first blocks of the split."""
+    x, y = split.block(np.arange(min(blocks, split.num_blocks)))
+    with no_grad():
+        scores = model(x)[0].numpy().astype(np.float64)  # (B, T, 2)
+    losses = np.log(np.exp(scores).sum(axis=2)) - np.take_along_axis(scores, y[..., None], axis=2)[..., 0]
+    return {symbol: float(losses[x == i].mean()) for i, symbol in enumerate("ab")}
+
+
 def whole_loss(model: LanguageModel, split: Split) -> tuple[float, float]:
     """The mean loss over every target of the split, each in the one block that it lies in, and its standard error, if
     the blocks are independent of one another.

@@ -60,5 +60,6 @@ class Reporter:
 
     def close(self, step: int) -> None:
         if self.bar is not None:
+            self.bar.set_postfix_str("", refresh=False)  # which may speak of an evaluation
             self.bar.update(step - self.bar.n)
             self.bar.close()

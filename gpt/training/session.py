@@ -21,6 +21,7 @@ from gpt.terminal import OutputError, say, show, tell
 from gpt.text.dataset import Dataset, on_validation, optima
 from gpt.text.tokenizers import readable
 from gpt.training.cpu_trainer import CPUTrainer
+from gpt.training.evaluate import losses_after
 from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
 from gpt.training.interrupt import InterruptOnce
@@ -98,7 +99,13 @@ class Session:
     def _verdict(self) -> list[str]:
         rows, train = self.folder.rows(), self.config.train
         if not train.overfit:
-            return verdict(rows, self.counted, str(self.folder.best))
+            sentences = verdict(rows, self.counted, str(self.folder.best))
+            if train.data == "ab" and train.tokenizer == "char":
+                after = losses_after(self.model.eval(), self.dataset.val)
+                sentences.append(
+                    f"loss after an a {after['a']:.4f}, at best ln 2 = 0.6931; after a b {after['b']:.4f}, at best 0"
+                )
+            return sentences
         batch = Trainer(self.model, self.dataset, train).next_batch()
         return [overfit_verdict(rows, entropy_given(*batch, MODEL_KINDS[train.model].context(self.config.gpt)))]
 
