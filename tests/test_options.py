@@ -130,3 +130,74 @@ def test_an_option_has_an_effect_or_is_refused(script, name, row, observed):
 def test_no_option_is_missing(parser, rows):
     spelled = (action.option_strings for action in parser._actions if action.option_strings)
     assert {next(name for name in reversed(names) if not name.startswith("--no-")) for names in spelled} == rows.keys()
+
+
+# Option -> a value that cannot be, and what is said of it.
+IMPOSSIBLE = {
+    train: {
+        "--activation": ("tanh", "activation must be one of relu, gelu, gelu_tanh, got 'tanh'"),
+        "--backend": ("tpu", "argument --backend: invalid choice: 'tpu'"),
+        "--batch-size": ("0", "batch_size must be at least 1, got 0"),
+        "--beta1": ("1", "beta1 must be at most 0.9999999, got 1.0"),
+        "--beta2": ("-0.1", "beta2 must be at least 0, got -0.1"),
+        "--block-size": ("3000", "has 2793 tokens, but a block of 3000 needs 3001"),
+        "--data": ("nowhere.txt", "cannot read nowhere.txt: No such file or directory"),
+        "--dropout": ("1.1", "dropout must be at most 1, got 1.1"),
+        "--dtype": ("float16", "argument --dtype: invalid choice: 'float16'"),
+        "--eval-interval": ("0", "eval_interval must be at least 1, got 0"),
+        "--eval-iters": ("0", "eval_iters must be at least 1, got 0"),
+        "--eval-only": ("nowhere", "there is no checkpoint nowhere"),
+        "--grad-clip": ("-1", "grad_clip must be at least 0, got -1.0"),
+        "--gradient-accumulation-steps": ("0", "gradient_accumulation_steps must be at least 1, got 0"),
+        "--init-from": ("nowhere", "nowhere"),
+        "--learning-rate": ("inf", "learning_rate must be finite, got inf"),
+        "--lr-decay-iters": ("-1", "lr_decay_iters must be at least 0, got -1"),
+        "--max-iters": ("-1", "max_iters must be at least 0, got -1"),
+        "--max-minutes": ("-1", "--max-minutes must be at least 0, got -1.0"),
+        "--micro-batch-size": ("-1", "micro_batch_size must be at least 0, got -1"),
+        "--min-lr": ("1", "min_lr has no effect at a constant rate"),
+        "--n-embd": ("7", "n_embd must be a multiple of n_head, got 7 and 2"),
+        "--n-head": ("0", "n_head must be at least 1, got 0"),
+        "--n-layer": ("1.5", "argument --n-layer: expected a whole number such as 1000, got '1.5'"),
+        "--out": ("text.txt", "text.txt exists and is not empty"),
+        "--patience": ("-1", "patience must be at least 0, got -1"),
+        "--sample-interval": ("-1", "sample_interval must be at least 0, got -1"),
+        "--seed": ("-1", "seed must be at least 0, got -1"),
+        "--threads": ("0", "--threads must be at least 1, got 0"),
+        "--tokenizer": ("words", "words"),
+        "--val-fraction": ("1", "val_fraction must be at most 0.9, got 1.0"),
+        "--vocab-size": ("300", "--vocab-size has no effect without --tokenizer bpe"),
+        "--warmup-iters": ("-1", "warmup_iters must be at least 0, got -1"),
+        "--weight-decay": ("nan", "weight_decay must be finite, got nan"),
+    },
+    sample: {
+        "--backend": ("tpu", "argument --backend: invalid choice: 'tpu'"),
+        "--dtype": ("float16", "argument --dtype: invalid choice: 'float16'"),
+        "--max-new-tokens": ("-1", "--max-new-tokens must be at least 0, got -1"),
+        "--model": ("nowhere", "there is no checkpoint nowhere"),
+        "--num-samples": ("0", "--num-samples must be at least 1, got 0"),
+        "--out": ("nowhere/text", "cannot write nowhere/text: give a file name in a folder that exists"),
+        "--prompt": ("漢", "not in the model's vocabulary of 24: '漢'"),
+        "--prompt-file": ("nowhere.txt", "cannot read the prompt nowhere.txt: No such file or directory"),
+        "--seed": ("-1", "--seed must be at least 0, got -1"),
+        "--stop": ("", "--stop cannot be ''"),
+        "--temperature": ("-1", "--temperature must be at least 0, got -1.0"),
+        "--top-k": ("0", "--top-k must be at least 1, got 0"),
+        "--top-p": ("0", "--top-p must be above 0, got 0.0"),
+    },
+}
+
+
+@pytest.mark.parametrize(("script", "name"), [(script, name) for script, rows in IMPOSSIBLE.items() for name in rows])
+def test_an_impossible_value_is_one_sentence_and_leaves_nothing(script, name, observed):
+    value, said = IMPOSSIBLE[script][name]
+    base = () if name == "--eval-only" else BASE if script is train else ("--model=run",)
+    seen = observed(script, *base, f"{name}={value}")
+    assert (seen["status"], seen["files"], seen["said"].count("\n")) == (2, set(), 1), seen
+    assert said in seen["said"]
+
+
+@pytest.mark.parametrize(("script", "parser"), [(train, train.build_parser({})), (sample, sample.build_parser())])
+def test_every_option_with_a_value_has_an_impossible_one(script, parser):
+    named = [action.option_strings for action in parser._actions if action.option_strings and action.nargs != 0]
+    assert {names[-1] for names in named} == IMPOSSIBLE[script].keys()
