@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def read_regular(path: str | os.PathLike, most: int, follow: bool = False) -> by
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which cannot be right: give another file")
     return content
+
+
+def cache_folder() -> Path:
+    """Where the platform wants what can be had again. RuntimeError for a user without a name or a home."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tensorlite"
 
 
 def check_size(path: Path, times: int, advice: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import gpt.text.dataset
 import gpt.text.sources
 from gpt.errors import UserError
+from gpt.files import cache_folder
 from gpt.text.dataset import Split, _counts, make_dataset, optima, random_starts
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import ByteTokenizer, make_tokenizer
@@ -137,7 +138,7 @@ def cached(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
     monkeypatch.setattr(gpt.text.sources, "SHAKESPEARE_URL", (tmp_path / "server").as_uri())
-    return gpt.text.sources._cache_folder() / "tinyshakespeare.txt"
+    return cache_folder() / "tinyshakespeare.txt"
 
 
 def serve(tmp_path, raw=PLAY):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -261,3 +262,21 @@ def test_strings_of_a_and_b_are_judged_by_symbol(cwd):
     after = re.search(r"loss after an a ([\d.]+), at best ln 2 = 0.6931; after a b ([\d.]+), at best 0\n", done.stdout)
     assert float(after[1]) == pytest.approx(math.log(2), abs=0.01)
     assert float(after[2]) < 0.05
+
+
+def test_the_newest_run_may_lie_anywhere(cwd, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far") / "run"
+    train(cwd, *QUICK)
+    for out, shown in (("near", "near"), (far, str(far))):
+        train(cwd, *QUICK, f"--out={out}")
+        said = run("sample.py", "--max-new-tokens=1", cwd=cwd).stderr
+        assert said.startswith(f"{shown}/best.safetensors: step 12")
+    assert f"run: {far}\n" in run("train.py", "--resume", "--max-iters=13", cwd=cwd).stdout
+    shutil.rmtree(far)
+    assert run("sample.py", "--max-new-tokens=1", cwd=cwd).stderr.startswith("near/best.safetensors: ")
+    (cwd / "below").mkdir()  # from where nothing was begun
+    here = run("sample.py", cwd=cwd / "below", env={"XDG_CACHE_HOME": str(cwd / "cache")}, status=2).stderr
+    assert "there is no run in " in here
+    for broken in ("[", "[]", json.dumps({str(cwd): 3}), json.dumps({str(cwd): [3, "\0", "x" * 5000, "near"]})):
+        (cwd / "cache/tensorlite/runs.json").write_text(broken)
+        assert run("sample.py", "--max-new-tokens=1", cwd=cwd).stderr.count("\n") == 1

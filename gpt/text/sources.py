@@ -6,7 +6,6 @@ import os
 import platform
 import queue
 import stat
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import atomic_write, check_size
+from gpt.files import atomic_write, cache_folder, check_size
 from gpt.terminal import shortened
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -139,7 +138,7 @@ def _default() -> Text:
 def _shakespeare(seconds: float) -> Text:
     """tinyshakespeare, cached or downloaded within `seconds`; UserError when it is neither."""
     try:
-        cached = _cache_folder() / "tinyshakespeare.txt"
+        cached = cache_folder() / "tinyshakespeare.txt"
     except RuntimeError:  # of a user without a name or a home
         raise UserError("there is no home folder to keep tinyshakespeare in: set HOME, or give --data FILE") from None
     raw = b""
@@ -155,17 +154,6 @@ def _shakespeare(seconds: float) -> Text:
 
 def _is_shakespeare(raw: bytes) -> bool:
     return hashlib.sha256(raw).hexdigest() == SHAKESPEARE_SHA256
-
-
-def _cache_folder() -> Path:
-    """Where the platform wants files that can be fetched again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tensorlite"
 
 
 def _download(url: str, seconds: float) -> bytes:

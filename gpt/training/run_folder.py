@@ -13,6 +13,7 @@ from gpt.checkpoint import saved_at
 from gpt.errors import UserError
 from gpt.files import (
     atomic_write,
+    cache_folder,
     check_replaceable,
     explained,
     open_regular,
@@ -28,6 +29,8 @@ except ImportError:  # Windows
     fcntl = None
 
 RUNS = Path("runs")
+KNOWN = "runs.json"  # of the runs that lie elsewhere, in the cache
+MOST_KNOWN = 20  # of them, from one folder
 LOOKING_SECONDS = 0.1  # in which `is_training` has looked
 
 
@@ -162,10 +165,34 @@ class RunFolder:
                     atomic_write(path, b"".join(row + b"\n" for row in rows if _step_of(row) <= last))
 
 
+def remember(path: Path) -> None:
+    """Let `newest_run` find a run that is not in runs/, from this folder on, if that can be noted down."""
+    here, known = str(Path.cwd()), _known_runs()
+    if path.absolute().parent != RUNS.absolute():
+        others = [other for other in known.get(here, []) if other != str(path.absolute())]
+        known[here] = [*others, str(path.absolute())][-MOST_KNOWN:]
+        with contextlib.suppress(OSError, UserError, RuntimeError):
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            atomic_write(cache_folder() / KNOWN, json.dumps(known))
+
+
+def _known_runs() -> dict[str, list[str]]:
+    """The runs beside those in runs/, by the folder they were begun from."""
+    with contextlib.suppress(OSError, UserError, RuntimeError, ValueError, RecursionError):
+        known = json.loads(read_regular(cache_folder() / KNOWN, 2**20))
+        if isinstance(known, dict):
+            lists = {key: value for key, value in known.items() if isinstance(value, list)}
+            return {key: [path for path in value if isinstance(path, str)] for key, value in lists.items()}
+    return {}
+
+
 def newest_run(runs: Path = RUNS) -> Path:
-    """The run folder whose checkpoint is the newest."""
+    """The run folder whose checkpoint is the newest, of those in runs/ and those begun from here."""
     with explained("read", runs):
+        others = [Path(path) for path in _known_runs().get(str(Path.cwd()), []) if "\0" not in path]
+        here = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in others]
         checkpoints = list(runs.glob("*/last.safetensors"))
+        checkpoints += [path / "last.safetensors" for path in here if os.path.isfile(path / "last.safetensors")]  # noqa: PTH113
         if checkpoints:
             return max(checkpoints, key=saved_at).parent
     raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")

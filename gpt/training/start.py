@@ -22,7 +22,7 @@ from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer
 from gpt.training.forecast import forecast
 from gpt.training.initial import Initial
-from gpt.training.run_folder import RunFolder
+from gpt.training.run_folder import RunFolder, remember
 from gpt.training.session import FIXED, FIXED_INITIALLY, Session, make_trainer
 
 MOST_OF_A_NAME = 40  # characters of a text's name in that of a run's folder
@@ -36,6 +36,7 @@ def start_session(
     config, dataset, model = _prepared(config, device, initial)
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
+    remember(folder.path)
     return Session(config, dataset, model, folder, device)
 
 
