@@ -372,8 +372,8 @@ def test_interrupted_before_the_last_evaluation(copy):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("", "the run has its 20 steps: raise --max-iters to go on"),
-        ("--max-iters=7", "the run has its 20 steps: raise --max-iters to go on"),
+        ("", "the run in run has its 20 steps: raise --max-iters to go on"),
+        ("--max-iters=7", "the run in run has its 20 steps: raise --max-iters to go on"),
         ("--n-layer=2", "--n-layer cannot change on --resume: start a new run for it"),
         ("--no-bias", "--bias cannot change on --resume"),
         ("--block-size=4", "--block-size cannot change on --resume"),

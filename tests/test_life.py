@@ -46,7 +46,7 @@ def test_patience_ends_a_run_as_if_it_were_done(cwd):
     assert "--- sample ---" in done.stdout
     assert [row["step"] for row in log(cwd / "run")] == [0, 3, 6]
     again = run("train.py", "--resume", "--out=run", status=2, cwd=cwd)
-    assert "has stopped for want of a new best in 2 evaluations: raise --patience to go on" in again.stderr
+    assert "the run in run stopped after 2 evaluations without a new best: raise --patience" in again.stderr
     run("train.py", "--resume", "--out=run", "--patience=0", cwd=cwd)
     assert log(cwd / "run")[-1]["step"] == 12
 

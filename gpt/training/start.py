@@ -107,9 +107,13 @@ def resume_session(out: Path | None, preset: str | None, options: dict, device: 
         raise UserError(f"{text.name} is not the text that the run in {folder.path} was trained on")
     stale, patience = checkpoint.progress.stale, config.train.patience
     if 0 < patience <= stale:
-        raise UserError(f"the run has stopped for want of a new best in {stale} evaluations: raise --patience to go on")
+        raise UserError(
+            f"the run in {folder.path} stopped after {stale} evaluations without a new best: raise --patience"
+        )
     if checkpoint.progress.evaluated_step >= config.train.max_iters:
-        raise UserError(f"the run has its {checkpoint.progress.step} steps: raise --max-iters to go on")
+        raise UserError(
+            f"the run in {folder.path} has its {checkpoint.progress.step} steps: raise --max-iters to go on"
+        )
     folder.rewind(checkpoint.progress.step)
     atomic_write(folder.config, config.to_toml())
     checkpoint = replace(checkpoint, config=config)
