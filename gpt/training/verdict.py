@@ -64,7 +64,12 @@ def _about_fitting(rows: list[dict], best: dict, counted: dict) -> str:
     since = len(apart) - (apart[::-1].index(False) if False in apart else len(apart))
     last = rows[-1]
     risen = last["val_loss"] - best["val_loss"]
-    if risen > APART * (best.get("val_stderr") or 0.0) and last["train_loss"] < best["train_loss"]:
+    has_risen = risen > APART * (best.get("val_stderr") or 0.0)
+    if has_risen and last["train_loss"] >= best["train_loss"]:
+        return (
+            f"since step {best['step']} both losses have risen, by {risen:.4f}: lower --learning-rate, or --grad-clip 1"
+        )
+    if has_risen:
         return (
             f"overfitting: since step {best['step']} the val loss has risen by {risen:.4f} while the train loss fell; "
             "try more text, a higher --dropout, a smaller model or fewer steps"
