@@ -53,6 +53,8 @@ def main() -> int:
     tokenizer = checkpoint.tokenizer
     prompt = read_prompt(args, tokenizer)
     prompt = default_prompt(tokenizer) if prompt is None else prompt
+    for text in args.stop:
+        refuse_escape("--stop", text, tokenizer)
     tokenizer.encode(prompt)  # characters that the model does not know are refused before any output
     kept = config.num_samples > 1 or out is not None  # else the text is shown and gone
     new_tokens = config.max_new_tokens if kept else 0
@@ -157,12 +159,7 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
                 prompt = without_line_end(file)
         else:
             prompt = args.prompt
-            if prompt and "\\" in prompt and not tokenizer.knows("\\"):
-                written = shortened(prompt.replace("'", "\\'"))
-                raise UserError(
-                    f"the model knows no backslash: for a new line write --prompt $'{written}' in bash, "
-                    "or give the text with --prompt-file or on standard input"
-                )
+            refuse_escape("--prompt", prompt or "", tokenizer)
     except OSError as error:
         raise UserError(f"cannot read the prompt {args.prompt_file}: {error.strerror}; give a text file") from None
     if prompt is None:
@@ -170,6 +167,16 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
     if prompt == "":
         raise UserError("the prompt is empty: give at least one character, or no prompt at all")
     return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
+
+
+def refuse_escape(option: str, text: str, tokenizer) -> None:
+    """UserError for a backslash that the model does not know: it was meant for a new line, say."""
+    if "\\" in text and not tokenizer.knows("\\"):
+        written = shortened(text.replace("'", "\\'"))
+        raise UserError(
+            f"the model knows no backslash: for a new line write {option} $'{written}' in bash"
+            + (", or give the text with --prompt-file or on standard input" if option == "--prompt" else "")
+        )
 
 
 def without_line_end(file) -> str:

@@ -153,6 +153,7 @@ def test_prompt_of_several_lines_longer_than_the_context(sample):
             ["--prompt", r"\n9 'is"],
             r"the model knows no backslash: for a new line write --prompt $'\n9 \'is'",
         ),
+        (["--stop", r"\n'"], r"the model knows no backslash: for a new line write --stop $'\n\'' in bash"),
         (["--max-new-tokens=-1"], "--max-new-tokens must be at least 0, got -1"),
         (["--max-new-tokens=ten"], "argument --max-new-tokens: expected a whole number such as 1000, got 'ten'"),
         (["--seed=1e3"], "argument --seed: expected a whole number such as 1000, got '1e3' (see --help)"),
