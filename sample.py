@@ -23,7 +23,7 @@ from gpt.cli import Parser, add_option, run_script
 from gpt.config import SampleConfig
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
-from gpt.terminal import SHADES, printable, shaded, shortened, show, write
+from gpt.terminal import SHADES, printable, shaded, shortened, show, warn, write
 from gpt.text.tokenizers import readable
 from gpt.training.interrupt import hold_interrupts
 from tensorlite import get_backend
@@ -80,9 +80,7 @@ def write_samples(
 
     coloured = args.show_probs and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     if args.show_probs and not coloured:
-        print(
-            "warning: --show-probs has no effect, for the output is no terminal that may show colours", file=sys.stderr
-        )
+        warn("--show-probs has no effect, for the output is no terminal that may show colours")
     options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
     options |= {"stop": args.stop, "probabilities": coloured}
     samples = [io.StringIO() for _ in range(config.num_samples if kept else 0)]
@@ -137,10 +135,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, SampleConfig]:
     config = SampleConfig(**{f.name: getattr(args, f.name) for f in fields(SampleConfig) if f.name in args})
     for name in ("top_k", "top_p"):
         if config.temperature == 0 and getattr(config, name) is not None:
-            print(
-                f"warning: {as_option(name)} has no effect at --temperature 0, which takes the likeliest",
-                file=sys.stderr,
-            )
+            warn(f"{as_option(name)} has no effect at --temperature 0, which takes the likeliest")
     if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
         raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
     if args.stdin and sys.stdin is None:

@@ -4,7 +4,7 @@
 way, and no GPU has measured them: a test holds them against the arrays that the same code has over its stand-in.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from gpt.config import Config
 from gpt.models.kinds import MODEL_KINDS
@@ -154,9 +154,7 @@ def _counting(vocab_size: int, text: int) -> int:
 
 def _saving(config: Config) -> int:
     """Bytes of the copy of the weights that is saved, a tied table twice."""
-    shape, tied = config.gpt, MODEL_KINDS[config.train.model].num_layers(config.gpt) and config.gpt.tie_weights
-    copied = shape.vocab_size * shape.n_embd if tied else 0
-    return 4 * (MODEL_KINDS[config.train.model].num_parameters(shape) + copied)
+    return 4 * MODEL_KINDS[config.train.model].num_parameters(replace(config.gpt, tie_weights=False))
 
 
 def _character_bytes(config: Config) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from gpt.log import read_log
 from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import printable, say
 from gpt.text.tokenizers import readable
-from gpt.training.run_folder import RUNS, is_training
+from gpt.training.run_folder import RUNS, is_training, no_run_in
 
 WIDTH = 100  # characters of a line
 LAST, CONFIG, BEST, LOG = FILES = ("last.safetensors", "config.toml", "best.safetensors", "log.jsonl")
@@ -131,7 +131,7 @@ def listed(folder: Path, sort: str | None) -> list[str]:
     with explained("read", folder):
         folders = sorted(path for path in (folder, *folder.iterdir()) if _is_run(path))
     if not folders:
-        raise UserError(f"there is no run in {folder.absolute()}: train one with python train.py, or name its folder")
+        raise no_run_in(folder)
     found, key = [(run, run.values()) for run in map(read, folders)], sort or "newest"
     found.sort(key=lambda pair: (True, 0) if pair[1][key] is None else (False, pair[1][key]))
     shown = [key for key in COLUMNS if key != "bits" or any(values["bits"] is not None for _, values in found)]

@@ -70,6 +70,11 @@ def say(line: str) -> None:
     write(printable(line) + "\n")
 
 
+def warn(text: str) -> None:
+    """Write a line of ours to standard error, about something that goes on all the same."""
+    print(printable(f"warning: {text}"), file=sys.stderr)
+
+
 def tell(line: str) -> None:
     """`say`, on standard error if that fails, and in vain if that does too."""
     with contextlib.suppress(OSError):

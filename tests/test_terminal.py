@@ -14,7 +14,7 @@ from scripts import TEXT, TINY, run, start, train
 import sample
 import train as script
 from gpt.cli import run_script
-from gpt.terminal import MOST, message, printable, shortened
+from gpt.terminal import MOST, message, printable, shortened, warn
 
 CONTROLS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cc"]
 RAW = [*CONTROLS, *"\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]
@@ -116,3 +116,8 @@ def test_what_a_model_writes_is_exact_but_on_a_terminal(cwd):
     shown = shown.decode().replace("\r\n", "\n")  # which the terminal's driver makes of a new line
     assert shown == printable(piped, keep="\n\t")
     assert not set(shown) & (set(CONTROLS) - {"\n", "\t"})
+
+
+def test_a_warning_holds_nothing_raw(capsys):
+    warn("a\x1b[31m\nb cannot be locked here")
+    assert capsys.readouterr() == ("", "warning: a\\x1b[31m\\nb cannot be locked here\n")

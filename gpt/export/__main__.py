@@ -14,20 +14,17 @@ MEMORY_ADVICE = "export where there is more of it"
 
 def main() -> int:
     args = build_parser().parse_args()
-    from gpt.checkpoint import load_checkpoint  # after --help and usage errors, which need not wait
-    from gpt.export.huggingface import check_folder, write_huggingface
+    from gpt.export.huggingface import check_folder, write_huggingface  # after --help and errors, which need not wait
     from gpt.export.onnx import check_file, write_onnx
-    from gpt.files import check_size
     from gpt.terminal import say
-    from gpt.training.run_folder import find_checkpoint
+    from gpt.training.run_folder import load_best
 
     check, target, write = check_file, args.onnx, write_onnx
     if args.huggingface:
         check, target, write = check_folder, args.huggingface, write_huggingface
     check(target)
-    path = find_checkpoint(args.run)
-    check_size(path, 1, "take a smaller RUN")
-    write(target, load_checkpoint(path, for_resume=False))
+    path, checkpoint = load_best(args.run, "take a smaller RUN")
+    write(target, checkpoint)
     say(f"{path} -> {target}")
     return 0
 

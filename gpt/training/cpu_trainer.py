@@ -5,7 +5,6 @@ NumPy's element-wise work then runs in parallel, and the arrays of a micro-batch
 the micro-batches are added up in their order, so the numbers do not depend on how many workers there were.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from gpt.config import TrainConfig
 from gpt.models.language_model import LanguageModel
 from gpt.text.dataset import Dataset
-from gpt.training.trainer import Trainer, seconds_of
+from gpt.training.trainer import Trainer, is_finite, seconds_of
 from gpt.training.workers import Worker, Workers
 from tensorlite import grad, random
 
@@ -48,7 +47,7 @@ class CPUTrainer(Trainer):
         self._workers.run("gradients", self.step)
         loss = self._micro_losses.sum()
         self._norm[0] = self.flat.backend.l2_norm(self.flat.grad)
-        if not (math.isfinite(loss) and math.isfinite(self._norm[0])):
+        if not is_finite(loss, self._norm[0]):
             return loss, self._norm[0].copy()
         with self._updating():
             self._workers.run("update", self.step)

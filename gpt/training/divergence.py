@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.checkpoint import load_checkpoint
-from gpt.training.trainer import Trainer
+from gpt.training.trainer import Trainer, is_finite
 from tensorlite import backend_of, random
 from tensorlite.tools import watch
 
@@ -39,11 +39,6 @@ class History:
     def described(self) -> list[str]:
         """A line for each step."""
         return [f"step {step}: loss {loss:.4f}, gradient norm {norm:.4g}" for step, loss, norm in self.rows]
-
-
-def is_finite(loss, norm) -> bool:
-    """Whether both are numbers."""
-    return math.isfinite(loss) and math.isfinite(norm)
 
 
 def replay(trainer: Trainer, last: Path) -> History:

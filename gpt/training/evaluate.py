@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gpt.checkpoint import load_checkpoint
 from gpt.device import Device
 from gpt.errors import UserError
-from gpt.files import check_size
 from gpt.models.language_model import LanguageModel
 from gpt.terminal import say
 from gpt.text.dataset import Split, make_dataset, optima
 from gpt.text.sources import load_text
-from gpt.training.run_folder import find_checkpoint
+from gpt.training.run_folder import load_best
 from tensorlite import no_grad
 
 
 def evaluate_only(path: Path, data: str | None, device: Device) -> int:
     """Print the losses over all of the training and all of the validation text, the run's own or those of `data`, with
     the losses reached by counting beside them."""
-    path = find_checkpoint(path)
-    check_size(path, 1, "take a smaller model")
-    checkpoint = load_checkpoint(path, for_resume=False)
+    path, checkpoint = load_best(path, "take a smaller model")
     gpt, train = checkpoint.config.gpt, checkpoint.config.train
     source, any_bytes = data or train.data, train.tokenizer == "byte"
     text = load_text(source, block_size=gpt.block_size, seed=train.seed, any_bytes=any_bytes)
@@ -46,9 +42,7 @@ def losses_after(model: LanguageModel, split: Split, blocks: int = 256) -> dict[
     """Of strings of a and b: the mean loss after an a, and after a b, in the first blocks of the split."""
     x, y = split.block(np.arange(min(blocks, split.num_blocks)))
     with no_grad():
-        scores = model(x)[0].numpy().astype(np.float64)  # (B, T, 2)
-    losses = np.log(np.exp(scores).sum(axis=2)) - np.take_along_axis(scores, y[..., None], axis=2)[..., 0]
-    return {symbol: float(losses[x == i].mean()) for i, symbol in enumerate("ab")}
+        return {symbol: model(x, np.where(x == i, y, -100))[1].item() for i, symbol in enumerate("ab")}
 
 
 def whole_loss(model: LanguageModel, split: Split) -> tuple[float, float]:

@@ -18,9 +18,9 @@ from gpt.models.language_model import LanguageModel
 from gpt.models.pretrained import TOKENIZER, find_pretrained
 from gpt.text.bpe import read_tokenizer
 from gpt.text.tokenizers import CharTokenizer, Tokenizer, kind_of, located, make_tokenizer
-from gpt.training.run_folder import find_checkpoint
+from gpt.training.run_folder import find_checkpoint, load_best
 
-FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer"} - {"dropout", "block_size"}
+FIXED_INITIALLY = {*GPTConfig.__dataclass_fields__, "tokenizer"} - {"dropout", "block_size"}  # with these weights
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Initial:
         that would change what is here."""
         here = asdict(self.shape) | {"tokenizer": self.named}
         given = options | ({"tokenizer": located(options["tokenizer"])} if "tokenizer" in options else {})
-        for key in sorted(FIXED & given.keys() - MODEL_KINDS[self.model].ignored):
+        for key in sorted(FIXED_INITIALLY & given.keys() - MODEL_KINDS[self.model].ignored):
             if given[key] != here[key]:
                 raise UserError(f"{as_option(key)} comes from {self.path}, as {shown(here[key])}: leave it out")
         positions = self.shape.block_size
@@ -131,9 +131,7 @@ def load_model(path: Path | None) -> tuple[Path, Checkpoint]:
     """What to sample from: a run's best checkpoint, the newest run's for None, a checkpoint, or a folder of another
     program's; and where it lies."""
     if path is None or not os.path.exists(path / "config.json"):  # noqa: PTH110 - Path's fails for a long name
-        path = find_checkpoint(path)
-        check_size(path, 1, "take a smaller --model")
-        return path, load_checkpoint(path, for_resume=False)
+        return load_best(path, "take a smaller --model")
     initial = load_initial(path, {})
     tokenizer = initial.tokenizer
     if tokenizer is None:

@@ -10,11 +10,11 @@ from gpt.errors import UserError
 from gpt.generate import write_text
 from gpt.terminal import OutputError
 from gpt.text.tokenizers import readable
-from gpt.training.divergence import History, first_not_finite, is_finite, replay
+from gpt.training.divergence import History, first_not_finite, replay
 from gpt.training.interrupt import InterruptOnce, hold_interrupts
 from gpt.training.report import Reporter
 from gpt.training.run_folder import RunFolder
-from gpt.training.trainer import Trainer
+from gpt.training.trainer import Trainer, is_finite
 from gpt.training.workers import WorkerLostError
 from tensorlite import backend_of
 from tensorlite.backends import explain_memory_error

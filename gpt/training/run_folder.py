@@ -3,18 +3,17 @@ loss.svg."""
 
 import contextlib
 import json
-import math
 import os
-import sys
 import time
 from pathlib import Path
 
-from gpt.checkpoint import saved_at
+from gpt.checkpoint import Checkpoint, load_checkpoint, saved_at
 from gpt.errors import UserError
 from gpt.files import (
     atomic_write,
     cache_folder,
     check_replaceable,
+    check_size,
     explained,
     open_regular,
     read_regular,
@@ -22,6 +21,7 @@ from gpt.files import (
     remove_leftovers,
 )
 from gpt.log import MAX_LOG, parse_row
+from gpt.terminal import warn
 
 try:
     import fcntl
@@ -59,7 +59,7 @@ class Lock:
             except OSError:  # the file system has no such lock
                 continue
         if not locked:
-            print(f"warning: {folder} cannot be locked here: start no second run in it", file=sys.stderr)
+            warn(f"{folder} cannot be locked here: start no second run in it")
 
     def close(self) -> None:
         while self._descriptors:
@@ -149,12 +149,6 @@ class RunFolder:
             with os.fdopen(descriptor, "ab") as file:
                 file.write(json.dumps(row).encode() + b"\n")
 
-    def rows(self) -> list[dict]:
-        """The log's, but for what is none."""
-        with explained("read", self.log):
-            rows = read_regular(self.log, MAX_LOG).splitlines()
-        return [json.loads(row) for row in rows if _step_of(row) < math.inf]
-
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at `step` will write again: the log's rows after it, the samples' from it on. They
         become files of their own, for a hard link would lead what is appended to it out of the folder."""
@@ -195,7 +189,12 @@ def newest_run(runs: Path = RUNS) -> Path:
         checkpoints += [path / "last.safetensors" for path in here if os.path.isfile(path / "last.safetensors")]  # noqa: PTH113
         if checkpoints:
             return max(checkpoints, key=saved_at).parent
-    raise UserError(f"there is no run in {runs.absolute()}: train one with python train.py, or name its folder")
+    raise no_run_in(runs)
+
+
+def no_run_in(folder: Path) -> UserError:
+    """For a folder that should hold one."""
+    return UserError(f"there is no run in {folder.absolute()}: train one with python train.py, or name its folder")
 
 
 def named_run(path: Path) -> Path:
@@ -216,6 +215,14 @@ def find_checkpoint(path: Path | None) -> Path:
             if (path / name).exists():
                 return path / name
     raise UserError(f"{path} holds no checkpoint")
+
+
+def load_best(path: Path | None, advice: str) -> tuple[Path, Checkpoint]:
+    """Where `find_checkpoint` finds one, and what it holds but for the optimiser's moments. advice: what to do where
+    memory is too small for it."""
+    path = find_checkpoint(path)
+    check_size(path, 1, advice)
+    return path, load_checkpoint(path, for_resume=False)
 
 
 def _make_first_free(path: Path) -> Path:

@@ -9,13 +9,15 @@ from functools import cached_property
 import tensorlite as tl
 from gpt.advice import argument
 from gpt.checkpoint import Checkpoint, Progress, load_checkpoint
-from gpt.config import Config, GPTConfig
+from gpt.config import Config
 from gpt.device import Device
 from gpt.files import atomic_write
 from gpt.generate import write_text
+from gpt.log import read_log
 from gpt.memory import memory_explained
 from gpt.models.kinds import MODEL_KINDS
 from gpt.models.language_model import LanguageModel
+from gpt.needs import SAMPLE_TOKENS
 from gpt.plot import draw_run
 from gpt.terminal import OutputError, say, show, tell
 from gpt.text.dataset import Dataset, on_validation, optima
@@ -24,15 +26,14 @@ from gpt.training.cpu_trainer import CPUTrainer
 from gpt.training.evaluate import losses_after
 from gpt.training.forecast import forecast
 from gpt.training.gpu_trainer import GPUTrainer
+from gpt.training.initial import FIXED_INITIALLY
 from gpt.training.interrupt import InterruptOnce
 from gpt.training.loop import TimeUpError, TrainingLoop
 from gpt.training.run_folder import RunFolder
 from gpt.training.trainer import Trainer
 from gpt.training.verdict import entropy_given, overfit_verdict, verdict
 
-SAMPLE_TOKENS = 500
-FIXED = {*GPTConfig.__dataclass_fields__, "tokenizer", "val_fraction"} - {"dropout"}  # on --resume
-FIXED_INITIALLY = FIXED - {"block_size", "val_fraction"}  # with --init-from
+FIXED = FIXED_INITIALLY | {"block_size", "val_fraction"}  # on --resume
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Session:
             if reason is not None:
                 return self._stopped(reason, trainer.step)
             self._sample()
-        for sentence in self._verdict():
+        for sentence in self._verdict(trainer):
             say(sentence)
         say(f"more text: python sample.py {argument('--model', self.folder.path)}")
         return 0
@@ -96,18 +97,17 @@ class Session:
         if problem and sys.stdout.isatty():
             tell(f"no loss.svg: {problem}")
 
-    def _verdict(self) -> list[str]:
-        rows, train = self.folder.rows(), self.config.train
-        if not train.overfit:
-            sentences = verdict(rows, self.counted, str(self.folder.best))
-            if train.data == "ab" and train.tokenizer == "char":
-                after = losses_after(self.model.eval(), self.dataset.val)
-                sentences.append(
-                    f"loss after an a {after['a']:.4f}, at best ln 2 = 0.6931; after a b {after['b']:.4f}, at best 0"
-                )
-            return sentences
-        batch = Trainer(self.model, self.dataset, train).next_batch()
-        return [overfit_verdict(rows, entropy_given(*batch, MODEL_KINDS[train.model].context(self.config.gpt)))]
+    def _verdict(self, trainer: Trainer) -> list[str]:
+        rows, train = read_log(self.folder.log)[0], self.config.train
+        if train.overfit:
+            context = MODEL_KINDS[train.model].context(self.config.gpt)
+            return [overfit_verdict(rows, entropy_given(*trainer.next_batch(), context))]
+        sentences = verdict(rows, self.counted, str(self.folder.best))
+        if train.data == "ab" and train.tokenizer == "char":
+            after = losses_after(self.model.eval(), self.dataset.val)
+            after_a = f"loss after an a {after['a']:.4f}, at best ln 2 = 0.6931"
+            sentences.append(f"{after_a}; after a b {after['b']:.4f}, at best 0")
+        return sentences
 
     def _introduce(self, trainer: Trainer) -> None:
         data, train = self.dataset, self.config.train

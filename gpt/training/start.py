@@ -21,9 +21,9 @@ from gpt.text.dataset import Dataset, make_dataset, split_at
 from gpt.text.sources import Text, load_text
 from gpt.text.tokenizers import Tokenizer, kind_of, located, make_tokenizer
 from gpt.training.forecast import forecast
-from gpt.training.initial import Initial
+from gpt.training.initial import FIXED_INITIALLY, Initial
 from gpt.training.run_folder import RunFolder, remember
-from gpt.training.session import FIXED, FIXED_INITIALLY, Session, make_trainer
+from gpt.training.session import FIXED, Session, make_trainer
 
 MOST_OF_A_NAME = 40  # characters of a text's name in that of a run's folder
 

@@ -188,3 +188,8 @@ def seconds_of(work: Callable) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def is_finite(loss, norm) -> bool:
+    """Whether both of a step are numbers."""
+    return math.isfinite(loss) and math.isfinite(norm)

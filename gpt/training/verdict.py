@@ -28,10 +28,11 @@ def verdict(rows: list[dict], counted: dict, where: str) -> list[str]:
 
 def overfit_verdict(rows: list[dict], floor: float) -> str:
     """Whether the one batch of --overfit was learnt; floor: see `entropy_given`."""
-    learnt = [row["step"] for row in rows if row["train_loss"] is not None and row["train_loss"] <= floor + CLOSE]
+    losses = {row["step"]: row["train_loss"] for row in rows if row["train_loss"] is not None}
+    learnt = [step for step, loss in losses.items() if loss <= floor + CLOSE]
     if learnt:
         return f"the batch was learnt: by step {learnt[0]} its loss was within {CLOSE} of the {floor:.4f} it can have"
-    least = min((row["train_loss"] for row in rows if row["train_loss"] is not None), default=math.inf)
+    least = min(losses.values(), default=math.inf)
     return (
         f"the batch was not learnt: its loss came to {least:.4f}, and could be {floor:.4f}; more --max-iters, another "
         "--learning-rate, or a larger model"
