@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import browser as chromium
 import cuda_on_cpu
 import pytest
 import strict_cupy
@@ -51,6 +52,13 @@ def cuda(request):
     backend = request.getfixturevalue("gpu")
     backend.graph, backend.tf32 = True, False  # whatever an earlier test has set
     return backend
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; see tests/browser.py."""
+    with chromium.started() as driver:
+        yield driver
 
 
 @pytest.fixture(autouse=True)
