@@ -83,6 +83,7 @@ def first_not_finite(trainer: Trainer) -> str:
                 trainer.model,
                 lambda seen, result: look("", seen, [result.data]),
                 lambda seen: look("the gradient of ", seen, seen.gradients),
+                sizes=False,
             ),
         ):
             _, loss = trainer.model(x[rows], y[rows])

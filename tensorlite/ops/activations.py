@@ -48,7 +48,7 @@ def relu(x) -> Tensor:
 
 @explained
 def gelu(x, approximate: str = "none") -> Tensor:
-    """The Gaussian error linear unit (Hendrycks & Gimpel 2016), x * Phi(x).
+    """The Gaussian error linear unit (Hendrycks & Gimpel 2016), x * Phi(x).  gx = gy * (Phi(x) + x * phi(x)).
 
     approximate: "none" for the exact form with erf, "tanh" for GPT-2's approximation.
     """

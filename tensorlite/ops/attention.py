@@ -20,6 +20,10 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(q @ k.T * scale) @ v: q (..., T, D), k (..., S, D), v (..., S, E) -> (..., T, E).
 
+    With the weights w = softmax(...), gw = gy @ v.T and gs = w * (gw - sum(gw * w)) * scale:
+
+    gq = gs @ k, gk = gs.T @ q, gv = w.T @ gy.
+
     The leading axes (batch, heads) of the three are equal. Keys and values may be another sequence's (cross
     attention).
     attn_mask: broadcasts to (..., T, S). Booleans, True where a query sees a key, or floats that are added to the
@@ -79,6 +83,8 @@ def self_attention(qkv, n_head: int, causal: bool = True, dropout: float = 0.0) 
 
     The last axis holds the queries, keys and values of all heads in turn, each C = n_head * D long. The same as
     splitting, `scaled_dot_product_attention` and joining the heads, without a copy of either.
+
+    gqkv = gq, gk and gv of `scaled_dot_product_attention`, side by side.
     """
     x = real_data(qkv)
     be = backend_of(x)

@@ -12,10 +12,10 @@ from tensorlite.words import explained
 
 @explained
 def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p). Where nothing is to be dropped, the
-    result is x itself.
+    """Zero each element with probability p and scale the others by 1 / (1 - p).  gx = gy * mask / (1 - p).
 
-    The mask is a function of the current `random.scope` and of how many draws were made in it before.
+    Where nothing is to be dropped, the result is x itself. The mask is a function of the current `random.scope` and of
+    how many draws were made in it before.
     """
     if not 0.0 <= number(p, "p") <= 1.0:
         raise ValueError(f"p must be from 0 to 1, got {p}")
@@ -29,7 +29,7 @@ def dropout(x, p: float = 0.5, training: bool = True) -> Tensor:
 
 @explained
 def add_dropout(x, branch, p: float = 0.5, training: bool = True) -> Tensor:
-    """x + dropout(branch, p, training), in one pass if the two are of one shape and dtype."""
+    """x + dropout(branch, p, training), in one pass if they share shape and dtype.  gx = gy, gbranch = dropout's."""
     x_data, b = data(x), data(branch)
     if not training or p == 0.0 or x_data.shape != b.shape or x_data.dtype != b.dtype:
         return add(x, dropout(branch, p, training))

@@ -6,14 +6,14 @@ import numpy as np
 
 from tensorlite.backends import backend_of
 from tensorlite.dtypes import FLOAT, KINDS, known_float
-from tensorlite.ops.operands import data, mask_of, pair, real_data
+from tensorlite.ops.operands import data, mask_of, named, pair, real_data
 from tensorlite.tensor import Tensor, needs_grad, record
 from tensorlite.words import explained
 
 
 @explained
 def add(a, b) -> Tensor:
-    """a + b."""
+    """a + b.  ga = gy, gb = gy."""
     x, y = pair(a, b)
     out = x + y
 
@@ -25,7 +25,7 @@ def add(a, b) -> Tensor:
 
 @explained
 def sub(a, b) -> Tensor:
-    """a - b."""
+    """a - b.  ga = gy, gb = -gy."""
     x, y = pair(a, b)
     out = x - y
     need_b = needs_grad(b)
@@ -66,7 +66,7 @@ def div(a, b) -> Tensor:
 
 @explained
 def neg(x) -> Tensor:
-    """-x."""
+    """-x.  gx = -gy."""
     x_data = data(x)
     if x_data.dtype.kind == "b":
         raise TypeError("booleans have no negative; ~x is the opposite of a mask")
@@ -107,7 +107,7 @@ def _power_of_tensors(x, exponent) -> Tensor:
             return gx, None
         return gx, gy * (y * xp.log(xp.where((a == 0) & (b >= 0), xp.ones_like(a), a)))
 
-    return record(y, (x, exponent), vjp)
+    return record(y, (x, exponent), named("pow", vjp))
 
 
 def _power(x, exponent):
@@ -171,13 +171,13 @@ def abs(x) -> Tensor:  # noqa: A001 - the field's name
 
 @explained
 def maximum(a, b) -> Tensor:
-    """The larger of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
+    """The larger of each two elements, a NaN if one is.  gx = gy for it, for both gy / 2 where they tie, else 0."""
     return _extremum("maximum", a, b, operator.lt)
 
 
 @explained
 def minimum(a, b) -> Tensor:
-    """The smaller of each two elements, a NaN if one is.  The gradient goes to it, to both in halves where they tie."""
+    """The smaller of each two elements, a NaN if one is.  gx = gy for it, for both gy / 2 where they tie, else 0."""
     return _extremum("minimum", a, b, operator.gt)
 
 
@@ -190,7 +190,7 @@ def _extremum(name: str, a, b, loses) -> Tensor:
         shares = be.xp.where(x == y, 0.5 * gy, gy)
         return be.select(shares, ~loses(x, y)), be.select(shares, ~loses(y, x))
 
-    return record(out, (a, b), vjp)
+    return record(out, (a, b), named(name, vjp))
 
 
 @explained
@@ -213,7 +213,10 @@ def clip(x, min=None, max=None) -> Tensor:  # noqa: A002 - NumPy's and PyTorch's
 
 @explained
 def where(condition, a, b) -> Tensor:
-    """a where `condition` holds, else b. The condition is a constant, an array or Tensor of booleans."""
+    """a where `condition` holds, else b.  ga = gy where it holds, gb = gy where not, else 0.
+
+    The condition is a constant, an array or Tensor of booleans.
+    """
     cond, (x, y) = mask_of(condition, "condition"), pair(a, b)
     be = backend_of(cond, x, y)
     try:
@@ -245,7 +248,7 @@ def masked_fill(x, mask, value: float) -> Tensor:
 
 @explained
 def cast(x, dtype) -> Tensor:
-    """x in another floating-point dtype; its gradient comes back in x's own."""
+    """x in another floating-point dtype.  gx = gy, in x's own dtype."""
     x_data, dtype = data(x), known_float(dtype)
     return record(x_data.astype(dtype, copy=False), (x,), lambda gy: (gy,))
 

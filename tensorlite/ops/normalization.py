@@ -35,7 +35,9 @@ def log_softmax(x, axis: int = -1) -> Tensor:
 def layer_norm(x, weight=None, bias=None, eps: float = 1e-5) -> Tensor:
     """y = (x - mean) * rstd * weight + bias over the last axis (Ba et al. 2016); x (..., C), weight and bias (C,).
 
-    rstd = 1 / sqrt(variance + eps) with the biased variance.
+    rstd = 1 / sqrt(variance + eps) with the biased variance. With n = (x - mean) * rstd and g = gy * weight:
+
+    gx = rstd * (g - mean(g) - n * mean(g * n)), gweight = sum(gy * n), gbias = sum(gy).
     """
     names, optional = ("x", "weight", "bias"), ("weight", "bias")
     x_data, w, b = of_one_dtype(names, x, weight, bias, optional=optional, real=True, mixed=True)

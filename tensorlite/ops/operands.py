@@ -184,6 +184,12 @@ def number(x, what: str) -> float | int:
     return x
 
 
+def named(op: str, vjp):
+    """The vjp under the name of the op that it belongs to, where several ops share the function that defines it."""
+    vjp.__qualname__ = f"{op}.<locals>.vjp"
+    return vjp
+
+
 def along(axis: int, part) -> tuple:
     """The index that takes `part` of an axis and all of those before and after it."""
     return (slice(None),) * axis + (part,)

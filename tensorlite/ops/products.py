@@ -46,6 +46,8 @@ def matmul(a, b) -> Tensor:
 def linear(x, weight, bias=None) -> Tensor:
     """x @ weight.T + bias: x (..., K), weight (N, K), bias (N,) or None -> (..., N).
 
+    gx = gy @ weight, gweight = gy.T @ x, gbias = sum(gy) over the rows.
+
     With x in bfloat16 the weight is rounded to it, and its gradient comes in float32.
     """
     x_data, w, b = of_one_dtype(("x", "weight", "bias"), x, weight, bias, optional=("bias",), mixed=True)

@@ -3,7 +3,7 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import along, data, normalize_axes, number, one_axis, real_data
+from tensorlite.ops.operands import along, data, named, normalize_axes, number, one_axis, real_data
 from tensorlite.tensor import Tensor, record
 from tensorlite.words import explained
 
@@ -104,7 +104,7 @@ def _extreme(x, axis, keepdims: bool, op: str) -> Tensor:
         shares = spread(gy) / winners.sum(axis=axes, keepdims=True).astype(gy.dtype)
         return (be.select(shares, winners),)
 
-    return record(y if keepdims else y.squeeze(axes), (x,), vjp)
+    return record(y if keepdims else y.squeeze(axes), (x,), named(op, vjp))
 
 
 @explained

@@ -3,14 +3,17 @@
 import math
 
 from tensorlite.backends import backend_of
-from tensorlite.ops.operands import align, along, data, integers, normalize_axes, one_axis
+from tensorlite.ops.operands import align, along, data, integers, named, normalize_axes, one_axis
 from tensorlite.tensor import Tensor, record
 from tensorlite.words import explained
 
 
 @explained
 def reshape(x, *shape) -> Tensor:
-    """The same elements in another shape; one length may be -1. `reshape(x, 2, 3)` or `reshape(x, (2, 3))`."""
+    """The same elements in another shape; one length may be -1.  gx = gy in x's shape.
+
+    `reshape(x, 2, 3)` or `reshape(x, (2, 3))`.
+    """
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
     x_data = data(x)
@@ -65,7 +68,7 @@ def broadcast_to(x, *shape) -> Tensor:
 
 @explained
 def permute(x, *axes) -> Tensor:
-    """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`."""
+    """The axes in another order: `permute(x, 0, 2, 1)` or `permute(x, (0, 2, 1))`.  gx = gy with them put back."""
     x_data = data(x)
     axes = normalize_axes(integers(axes), x_data.ndim)
     if len(axes) != x_data.ndim:
@@ -76,7 +79,7 @@ def permute(x, *axes) -> Tensor:
 
 @explained
 def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
-    """Two axes exchanged, by default the last two."""
+    """Two axes exchanged, by default the last two.  gx = gy with the same two exchanged."""
     x_data = data(x)
     for axis in (axis0, axis1):
         if isinstance(axis, (tuple, list)):
@@ -104,13 +107,13 @@ def _triangle(x, diagonal: int, op: str) -> Tensor:
     if x_data.ndim < 2:
         raise ValueError(f"expected a matrix, or several (..., M, N), got shape {x_data.shape}")
     part = getattr(backend_of(x_data).xp, op)
-    return record(part(x_data, diagonal), (x,), lambda gy: (part(gy, diagonal),))
+    return record(part(x_data, diagonal), (x,), named(op, lambda gy: (part(gy, diagonal),)))
 
 
 @explained
 def getitem(x, index) -> Tensor:
-    """x[index] with NumPy's basic and advanced indexing.  gx is gy at the index and 0 elsewhere, summed where an
-    element is named more than once."""
+    """x[index] with NumPy's basic and advanced indexing.  gx = gy at the index and 0 elsewhere, summed where an element
+    is named more than once."""
     x_data = data(x)
     be = backend_of(x_data)
     parts = tuple(_index_part(be, i) for i in (index if isinstance(index, tuple) else (index,)))
@@ -145,7 +148,7 @@ def _index_part(be, i):
 
 @explained
 def concatenate(tensors, axis: int = 0) -> Tensor:
-    """The tensors one after the other along an existing axis; one without axes counts as (1,).  Each gets its slice
+    """The tensors one after the other along an existing axis; one without axes counts as (1,).  gx = its slice
     of gy."""
     be, tensors, arrays = _several(tensors)
     arrays = [a if a.ndim else a.reshape(1) for a in arrays]
@@ -165,8 +168,8 @@ def concatenate(tensors, axis: int = 0) -> Tensor:
 
 @explained
 def stack(tensors, axis: int = 0) -> Tensor:
-    """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  Each gets its part
-    of gy."""
+    """Tensors of one shape beside each other along a new axis, at the place `axis` of the result.  gx = its part of
+    gy."""
     be, tensors, arrays = _several(tensors)
     if len({a.shape for a in arrays}) > 1:
         raise ValueError(f"expected one shape, got {', '.join(str(a.shape) for a in arrays)}")

@@ -14,7 +14,9 @@ from tensorlite.words import explained
 def embedding(ids, weight) -> Tensor:
     """The rows of a table: ids, integers of any shape, weight (V, C) -> ids.shape + (C,).
 
-    The gradient of a row is the sum over its uses, in a fixed order. An id outside [0, V) is an IndexError on the CPU.
+    gweight[i] = sum(gy) over the uses of row i, in a fixed order.
+
+    An id outside [0, V) is an IndexError on the CPU.
     """
     ids, w = ids_of(ids), data(weight)
     be = backend_of(ids, w)
@@ -30,6 +32,8 @@ def cross_entropy(
     logits, targets, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
     """-log softmax(logits)[target], in nats: logits (..., V), targets (...) integers.
+
+    glogits = gy * (softmax(logits) - onehot(target)) / n, with n the targets that count for a mean, else 1.
 
     ignore_index: targets of this value count for nothing, neither in the sum nor in the mean.
     reduction: "mean" over the targets that count (0 if there are none), "sum", or "none" for each: shape (...).

@@ -1,6 +1,7 @@
 """Looking at a forward and a backward pass from outside. The engine and the ops know nothing of it, and nothing here
 costs anything while it is not used."""
 
-from tensorlite.tools.watch import Seen, Watch, watch
+from tensorlite.tools.explain import explain
+from tensorlite.tools.watch import Call, Seen, Size, Watch, watch
 
-__all__ = ["Seen", "Watch", "watch"]
+__all__ = ["Call", "Seen", "Size", "Watch", "explain", "watch"]

@@ -5,58 +5,169 @@ by `Module.__call__`.
 """
 
 import functools
+import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tensorlite.autograd import Node
+from tensorlite.backends import backend_of
 from tensorlite.nn import Module
 from tensorlite.tensor import Tensor
+from tensorlite.tools.traps import trap
 
 _PACKAGE = str(Path(__file__).parents[1])
 _OPS = str(Path(_PACKAGE) / "ops")
 _CALL = Module.__call__.__code__
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a module: ops are grouped by it, so that one called twice is two groups."""
+
+    path: str  # such as "transformer.h.0.mlp"; "" for the model itself, and outside of it
+    kind: str  # the module's class
+    parent: "Call | None"
+
+
+OUTSIDE = Call("", "", None)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is told of a gradient."""
+
+    shape: tuple[int, ...]
+    norm: float  # of a single element its value, sign and all
+
+    @classmethod
+    def of(cls, array) -> "Size":
+        if array.size == 1:
+            return cls(array.shape, float(array.item()))
+        be = backend_of(array)
+        return cls(array.shape, float(be.l2_norm(be.xp.ascontiguousarray(array).reshape(-1))))
+
+
 @dataclass(slots=True, eq=False)
 class Seen:
-    """An op that was recorded."""
+    """An op that was recorded. What only the backward pass can tell is there after it."""
 
     node: Node
+    parents: tuple[Node | None, ...]  # of the inputs, None for a constant
     op: str
-    path: str  # of the module it was called in, such as "transformer.h.0.mlp.c_fc"; "" outside of the model's
-    where: str  # "file:line" of the code that is none of tensorlite's
-    seconds: float  # of the forward pass
+    module: str  # Python's, in which the op is defined
+    call: Call = OUTSIDE  # the module's that it was called in
+    where: str = ""  # "file:line" of the code that is none of tensorlite's
+    seconds: float = 0.0  # of the forward pass
+    shapes: tuple[tuple[int, ...], ...] = ()  # of the operands, constants too
+    turn: int | None = None  # its place in the backward pass, from 1
     backward_seconds: float = 0.0
-    gradients: tuple | None = None  # what the vjp gave, an array or None for each input, while a callback sees it
+    incoming: Size | None = None  # the gradient of its result
+    outgoing: tuple[Size | None, ...] = ()  # what its vjp gave for each input, before sums over broadcast axes
+    gradients: tuple | None = None  # the same as arrays, while a callback sees them
+
+    @classmethod
+    def of(cls, node: Node, *args) -> "Seen":
+        return cls(node, tuple(node.parents), node.op, node.vjp.__module__, *args)
+
+    @property
+    def path(self) -> str:
+        """Of its module, such as "transformer.h.0.mlp.c_fc"; "" outside of the model's."""
+        return self.call.path
+
+    @property
+    def nbytes(self) -> int:
+        """Of its result."""
+        return math.prod(self.node.shape) * self.node.dtype.itemsize
+
+
+@dataclass
+class BackwardPass:
+    """Watches the vjps of ops run, one after the other."""
+
+    on_gradient: Callable | None = None
+    sizes: bool = True  # whether to measure the gradients
+    turns: int = 0
+    last: Seen | None = field(default=None, repr=False)
+
+    def watch(self, seen: Seen) -> None:
+        """Let the op's vjp tell when it runs, and what it is given and gives."""
+        vjp = seen.node.vjp
+
+        @functools.wraps(vjp)
+        def watched(gy):
+            self.turns += 1
+            self.last, seen.turn = seen, self.turns
+            start = time.perf_counter()
+            gradients = vjp(gy)
+            seen.backward_seconds = time.perf_counter() - start
+            if self.sizes:
+                seen.incoming = Size.of(gy)
+                seen.outgoing = tuple(None if g is None else Size.of(g) for g in gradients)
+            if self.on_gradient:
+                seen.gradients = gradients
+                self.on_gradient(seen)
+                seen.gradients = None
+            return gradients
+
+        seen.node.vjp = watched
 
 
 class Watch:
-    """See `watch`. `ops`: what was Seen, in the order in which it was recorded."""
+    """See `watch`. `ops`: what was Seen, in the order in which it was recorded. `names`: of leaves and results by their
+    nodes, as far as parameters or the caller's variables have them."""
 
-    def __init__(self, model: Module | None, on_result: Callable | None, on_gradient: Callable | None):
+    def __init__(
+        self,
+        model: Module | None = None,
+        on_result: Callable | None = None,
+        on_gradient: Callable | None = None,
+        sizes: bool = True,
+    ):
         self.ops: list[Seen] = []
-        self._on_result, self._on_gradient = on_result, on_gradient
-        self._names = {} if model is None else _names(model)
-        self._paths, self._starts, self._nodes = [""], [], set()
+        self.names: dict[Node, str] = {}
+        self.backward = BackwardPass(on_gradient, sizes)
+        self._on_result = on_result
+        self._paths: dict[int, str] = {}
+        self._models: list[tuple[str, Module]] = []
+        self._calls, self._starts, self._nodes = [OUTSIDE], [], set()
+        if model is not None:
+            self._add_model(model)
 
     def __enter__(self) -> "Watch":
         self._before = sys.getprofile()
         sys.setprofile(self._see)
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
         sys.setprofile(self._before)
+        self.names |= variables(sys._getframe(1))
+        for prefix, model in self._models:
+            self.names |= {p.node: prefix + name for name, p in model.named_parameters() if p.node}
+        last = self.backward.last
+        if error is not None and last is not None and _passes_through(traceback, "backpropagate"):
+            error.add_note(f"in the backward pass of {last.op}{last.path and f' in {last.path}'}, made at {last.where}")
+
+    def _add_model(self, model: Module) -> None:
+        """The first is what paths begin in; those of another one begin with its class."""
+        prefix = f"{type(model).__name__}." if self._models else ""
+        self._models.append((prefix, model))
+        for key, path in _paths(model).items():
+            self._paths.setdefault(key, (prefix + path).removesuffix("."))
 
     def _see(self, frame, event: str, arg) -> None:
         code = frame.f_code
         if code is _CALL:
             if event == "call":
-                self._paths.append(self._names.get(id(frame.f_locals["self"]), self._paths[-1]))
-            elif event == "return" and len(self._paths) > 1:
-                self._paths.pop()
+                module = frame.f_locals["self"]
+                if id(module) not in self._paths:
+                    self._add_model(module)
+                self._calls.append(Call(self._paths[id(module)], type(module).__name__, self._calls[-1]))
+            elif event == "return" and len(self._calls) > 1:
+                self._calls.pop()
         elif code.co_filename.startswith(_OPS):
             if event == "call":
                 self._starts.append(time.perf_counter())
@@ -67,51 +178,69 @@ class Watch:
 
     def _record(self, frame, result: Tensor, seconds: float) -> None:
         node = result.node
-        seen = Seen(node, node.op, self._paths[-1], _where(frame), seconds)
+        code, values, caller = frame.f_code, frame.f_locals, _caller(frame)
+        operands = (values[name] for name in code.co_varnames[: code.co_argcount])
+        shapes = tuple(x.shape for x in operands if hasattr(x, "shape"))
+        file, line = caller.f_code.co_filename, caller.f_lineno
+        seen = Seen.of(node, self._calls[-1], f"{file}:{line}", seconds, shapes)
         self._nodes.add(node)
         self.ops.append(seen)
-        node.vjp = self._watched(seen, node.vjp)
+        self.backward.watch(seen)
+        if warning := trap(seen.op, shapes, node.shape, node.dtype.itemsize):
+            warnings.warn_explicit(warning, UserWarning, file, line)
         if self._on_result:
             self._on_result(seen, result)
 
-    def _watched(self, seen: Seen, vjp: Callable) -> Callable:
-        @functools.wraps(vjp)
-        def watched(gy):
-            start = time.perf_counter()
-            gradients = vjp(gy)
-            seen.backward_seconds = time.perf_counter() - start
-            if self._on_gradient:
-                seen.gradients = gradients
-                self._on_gradient(seen)
-                seen.gradients = None
-            return gradients
 
-        return watched
-
-
-def watch(model: Module | None = None, on_result: Callable | None = None, on_gradient: Callable | None = None) -> Watch:
+def watch(
+    model: Module | None = None,
+    on_result: Callable | None = None,
+    on_gradient: Callable | None = None,
+    sizes: bool = True,
+) -> Watch:
     """`with watch(model) as w:` around a forward and a backward pass; then `w.ops` is what was recorded.
 
-    model: whose modules give the ops their paths. on_result(seen, tensor) is called with what each op gave,
-    on_gradient(seen) with `seen.gradients` there, when its vjp has run. This thread alone is watched.
+    model: whose modules give the ops their paths; without it the module that is called first.
+    on_result(seen, tensor) is called with what each op gave, on_gradient(seen) with `seen.gradients` there when its
+        vjp has run.
+    sizes: measure every gradient, which takes a pass over it.
+
+    This thread alone is watched.
+
+    An operand that broadcasts where that is seldom meant is warned of, with its line; see `tensorlite.tools.traps`. An
+    error in the backward pass says which op it was in, and on which line that was called.
     """
-    return Watch(model, on_result, on_gradient)
+    return Watch(model, on_result, on_gradient, sizes)
 
 
-def _names(model: Module) -> dict[int, str]:
+def variables(frame) -> dict[Node, str]:
+    """What the tensors in a function's variables are called there, by their nodes."""
+    found = frame.f_globals | frame.f_locals
+    return {x.node: name for name, x in found.items() if isinstance(x, Tensor) and x.node and name != "_"}
+
+
+def _paths(model: Module) -> dict[int, str]:
     """The way to each module below `model`, by its id; the first one where there are several."""
-    names, ahead = {id(model): ""}, [("", model)]
+    paths, ahead = {id(model): ""}, [("", model)]
     while ahead:
         prefix, module = ahead.pop()
         for name, child in module.children():
-            if id(child) not in names:
-                names[id(child)] = prefix + name
+            if id(child) not in paths:
+                paths[id(child)] = prefix + name
                 ahead.append((f"{prefix}{name}.", child))
-    return names
+    return paths
 
 
-def _where(frame) -> str:
-    """The innermost line that is not of this package."""
+def _caller(frame):
+    """The innermost frame that is not of this package."""
     while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return frame
+
+
+def _passes_through(traceback, function: str) -> bool:
+    while traceback:
+        if traceback.tb_frame.f_code.co_name == function:
+            return True
+        traceback = traceback.tb_next
+    return False
