@@ -1,7 +1,8 @@
 """Looking at a forward and a backward pass from outside. The engine and the ops know nothing of it, and nothing here
 costs anything while it is not used."""
 
+from tensorlite.tools.draw import draw
 from tensorlite.tools.explain import explain
 from tensorlite.tools.watch import Call, Seen, Size, Watch, watch
 
-__all__ = ["Call", "Seen", "Size", "Watch", "explain", "watch"]
+__all__ = ["Call", "Seen", "Size", "Watch", "draw", "explain", "watch"]
