@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tensorlite.tensor import Tensor
-from tensorlite.tools.explain import given, line, told, what, why
+from tensorlite.tools.explain import given, line_of, told, what, why
 from tensorlite.tools.graph import Graph, graph_of, rule
 from tensorlite.tools.layout import Box, Leaf, boxes_of, is_on_its_op
 from tensorlite.tools.page import render, write_whole
@@ -83,7 +83,7 @@ def _op(graph: Graph, seen: Seen, around: Box, ids: dict) -> dict:
         "value": "" if seen.value is None else f"{seen.value:.6g}",
         "bytes": seen.nbytes,
         "path": seen.path,
-        "where": line(seen),
+        "where": line_of(seen),
         "ms": 1e3 * seen.seconds,
         "backward_ms": 1e3 * seen.backward_seconds,
         "turn": seen.turn,

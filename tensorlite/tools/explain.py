@@ -35,8 +35,11 @@ def explain(source: Tensor | Watch, depth: int | None = None, inside: str = "") 
     depth = _readable_depth(steps) if depth is None else depth
     lines = [f"{len(steps)} steps back through {len(graph.ops)} ops to {len(graph.leaves)} leaves"]
     for call, members in groupby(steps, key=lambda seen: _folded(seen, depth)):
-        for text in (_group(graph, call, list(members)),) if call else (_step(graph, seen) for seen in members):
-            lines += text
+        members = list(members)
+        if call and len(members) > 1:
+            lines.append(_group(graph, call, members))
+        else:
+            lines += [line for seen in members for line in _step(graph, seen)]
     return "\n".join([*lines, _totals(graph, steps)])
 
 
@@ -67,13 +70,13 @@ def _step(graph: Graph, seen: Seen) -> list[str]:
     lines = [f"{head:<36}  {why(graph, seen)}: gy {told(seen.incoming)}"]
     if seen.where:
         times = f"{1e3 * seen.seconds:.3f} + {1e3 * seen.backward_seconds:.3f} ms"
-        lines[0] += f"  [{', '.join(filter(None, (seen.path, line(seen), times)))}]"
+        lines[0] += f"  [{', '.join(filter(None, (seen.path, line_of(seen), times)))}]"
     gives = ", ".join(given(graph, seen, i) for i, parent in enumerate(seen.parents) if parent)
     lines.append(f"     {rule(seen.module, seen.op) or 'gradients'}  ->  {gives}")
     return lines
 
 
-def line(seen: Seen) -> str:
+def line_of(seen: Seen) -> str:
     """The line of code that called an op, without the most of its file's path."""
     return "/".join(PurePath(seen.where).parts[-2:])
 
@@ -136,9 +139,9 @@ def _listed(numbers: list[int]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _group(graph: Graph, call: Call, members: list[Seen]) -> list[str]:
+def _group(graph: Graph, call: Call, members: list[Seen]) -> str:
     """A module's steps in a line: its ops, the gradient that came, and that of its parameters."""
-    turns = f"{members[0].turn}-{members[-1].turn}" if len(members) > 1 else f"{members[0].turn}"
+    turns = f"{members[0].turn}-{members[-1].turn}"
     ops = ", ".join(f"{n} {op}" if n > 1 else op for op, n in Counter(seen.op for seen in members).items())
     leaves = [
         _norm(size)
@@ -149,7 +152,7 @@ def _group(graph: Graph, call: Call, members: list[Seen]) -> list[str]:
     weights = f", weights |g| {math.hypot(*leaves):.3g}" if leaves else ""
     milliseconds = 1e3 * sum(seen.backward_seconds for seen in members)
     head = f"{turns:>7}  {call.path or call.kind} ({call.kind})"
-    return [f"{head:<36}  gy {told(members[0].incoming)}{weights}  [{ops}, {milliseconds:.1f} ms]"]
+    return f"{head:<36}  gy {told(members[0].incoming)}{weights}  [{ops}, {milliseconds:.1f} ms]"
 
 
 def _totals(graph: Graph, steps: list[Seen]) -> str:
