@@ -32,8 +32,10 @@ class TrainConfig:
     model: str = option(
         "gpt", "gpt, or bigram for a table of next-symbol logits", choices=tuple(MODEL_KINDS), flag=False
     )
-    data: str | None = option(
-        None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
+    data: str | list | None = option(
+        None,
+        "a UTF-8 text file, or a folder of them, or shakespeare, pydoc, ab; given several times, all of them joined in "
+        "the order of their names; without it shakespeare if it can be had, else pydoc",
     )
     init_from: str | None = option(
         None, "weights to start from, and their shape: a run, a checkpoint, or a folder or file with a GPT-2"
