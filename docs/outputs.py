@@ -41,8 +41,7 @@ def refreshed(page: Path) -> str:
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
-        page = Path(name).absolute()
+    for page in [Path(name).absolute() for name in sys.argv[1:]]:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             page.write_text(refreshed(page), encoding="utf-8")

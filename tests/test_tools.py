@@ -44,7 +44,7 @@ def test_a_chain_is_explained():
     assert (
         explain(loss)
         == """\
-3 steps back through 3 ops to 4 leaves
+3 steps back through 3 ops; leaves: 4
   1  loss = mul(d, f)                 the start: gy 1
      ga = gy * b, gb = gy * a  ->  d -2, f 4
   2  d = add(e, c)                    its use, step 1, is done: gy -2

@@ -33,7 +33,7 @@ def explain(source: Tensor | Watch, depth: int | None = None, inside: str = "") 
         where = f" in {inside}" if inside else ""
         return f"no gradient went back{where}: {len(graph.ops)} ops were recorded"
     depth = _readable_depth(steps) if depth is None else depth
-    lines = [f"{len(steps)} steps back through {len(graph.ops)} ops to {len(graph.leaves)} leaves"]
+    lines = [f"{len(steps)} steps back through {len(graph.ops)} ops; leaves: {len(graph.leaves)}"]
     for call, members in groupby(steps, key=lambda seen: _folded(seen, depth)):
         members = list(members)
         if call and len(members) > 1:
