@@ -54,7 +54,7 @@ class Backend(NumpyBackend):
         vars(self).update(methods)
 
     def dtype(self, name):
-        return np.dtype("float16" if name == "bfloat16" else name)
+        return np.dtype("float32" if name == "bfloat16" else name)
 
 
 def wrong(method: str, factor: float, of: tuple | None = None) -> dict:
@@ -149,6 +149,10 @@ class UnprintableError(Exception):
         raise RuntimeError("no message")
 
 
+NO_HEADERS = (  # CuPy 14's words
+    "Failed to find CUDA headers. Please install CUDA toolkit headers (e.g., pip install cupy-cuda12x[ctk]) or specify "
+    "CUDA_PATH environment variable."
+)
 NO_CUPY = {"wheels": (), "modules": {"cupy": None}}
 DROPPED = ["compute capability 7.0", 'pip uninstall -y cupy-cuda13x && pip install -e ".[cuda12]"']
 IDLE = Backend(replayable=lambda function: lambda: None)
@@ -213,7 +217,15 @@ CASES = {
         ['NVRTC failed (RuntimeError: Failure finding "libnvrtc.so.13"); run', CUDA13],
     ),
     "no CUDA headers": (
-        {"headers": None}, "CUDA headers missing", [f"{WORKS}, in float32 only: CUDA headers missing (", CUDA13]
+        {"headers": None}, "CUDA headers missing", ["not work here: CUDA headers missing (", "no kernel", CUDA13]
+    ),
+    "headers that CuPy does not find": (
+        {"backend": Backend(relu=stop(RuntimeError(NO_HEADERS)))}, "kernel failed", ["kernel failed (", CUDA13]
+    ),
+    "headers that NVRTC does not find": (
+        {"backend": Backend(relu=stop(Exception('k.cu(1): catastrophic error: could not open source file "x.h"')))},
+        "kernel failed",
+        ["kernel failed (", CUDA13],
     ),
     "no ml_dtypes": ({"modules": {"ml_dtypes": None}}, "ml_dtypes missing", ["in float32 only", CUDA13]),
     "no bfloat16": ({"capability": 75}, "bfloat16 failed", ["in float32 only"]),
@@ -237,7 +249,9 @@ CASES = {
     ),
     "wrong product": (wrong("gemm", 1.01), "product failed", ["values are wrong)"]),
     "product of NaN": (wrong("gemm", np.nan), "product failed", ["got nan"]),
-    "wrong gradients": (wrong("to_numpy", 1.01, of=(32,)), "gradients failed", ["gradients failed ("]),
+    "wrong gradients": (wrong("to_numpy", 1.01, of=(192,)), "training failed", ["training failed ("]),
+    "no sampling": (wrong("attention_of_next", 1.01), "training failed", ["training failed ("]),
+    "no update": ({"backend": Backend(adamw_step=lambda *_: None)}, "training failed", ["training failed ("]),
     "no graph": (
         {"backend": Backend(replayable=stop(RuntimeError("cudaErrorStreamCaptureUnsupported")))},
         "CUDA graph failed",

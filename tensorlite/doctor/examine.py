@@ -89,7 +89,7 @@ def hint_for(problem: str, machine: Machine) -> str:
         r"out_?of_?memory|MemoryAllocation": "end what else uses the GPU's memory: nvidia-smi lists it",
         r"^GPU: ": "restart the machine, or the container with --gpus all: the driver is there and does not start",
         r"^CuPy: (Attribute|Import)Error": machine.install(afresh=True),  # one of two wheels was uninstalled, say
-        r"not ?found|cannot open|Failure finding|gpu-architecture|No_?(Binary|KernelImage)": machine.install(),
+        r"not ?found|(can|could )not open|fail[a-z ]+ find|No_?(Binary|KernelImage)|gpu-arch": machine.install(),
     }
     return next((hint for pattern, hint in hints.items() if re.search(pattern, problem, re.IGNORECASE)), "")
 
