@@ -7,6 +7,7 @@ import re
 import reprlib
 import signal
 import sys
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from functools import partial
 from gpt.advice import argument, as_option, instead_of
 from gpt.config import GPTConfig, option_fields
 from gpt.errors import UserError
+from gpt.files import atomic_write, cache_folder
 from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import OutputError, message, printable, write
 from tensorlite import BackendError
-from tensorlite.backends import explain_memory_error
+from tensorlite.backends import explain_failure, explain_memory_error
 
 OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what no text is taken for: those have spaces, or nothing but dashes
 
@@ -34,7 +36,8 @@ def run_script(main: Callable[[], int], memory_advice: str) -> None:
         if getattr(sys, stream) is None:  # closed by the shell's >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115, PTH123
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have the text's characters
-    before = signal.getsignal(signal.SIGINT)
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    sys.unraisablehook = lambda raised: explain_failure(raised.exc_value) or hook(raised)  # of objects that go
     try:
         if before is not signal.SIG_IGN:  # as it is for a shell's background job
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +51,11 @@ def run_script(main: Callable[[], int], memory_advice: str) -> None:
     except MemoryError as error:
         why = explain_memory_error(error)
         status = _complain(f"{name}: error: out of memory ({why}): {memory_advice}", 2)
+    except Exception as error:
+        why = explain_failure(error)
+        if why is None:
+            raise
+        status = _complain(f"{name}: error: {why}{_reported(why, error)}", 2)
     except KeyboardInterrupt as error:
         status = _complain(f"{name}: interrupted", 128 + getattr(error, "number", signal.SIGINT))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else this process has been told to stop
@@ -60,6 +68,17 @@ def _complain(sentence: str, status: int) -> int:
     with contextlib.suppress(OSError):
         print(message(sentence), file=sys.stderr)
     return status
+
+
+def _reported(why: str, error: Exception) -> str:
+    """Keep all that is known of a GPU's failure, and say where."""
+    try:
+        path = cache_folder() / "gpu-failure.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, f"{why}\n\n{' '.join(sys.orig_argv)}\n\n", *traceback.format_exception(error))
+    except (UserError, OSError, RuntimeError):
+        return ""
+    return f"; the full report is in {path}"
 
 
 def _drop_what_cannot_be_written() -> None:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import strict_cublas
 import strict_cuda
 import strict_cupy
 from test_trainer import DATA
@@ -72,15 +73,18 @@ def test_options_reach_the_backend_and_the_model(options, tf32, graph, dtype, de
 def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     """A script with --backend cupy in this process: the exit status, and what it printed."""
     monkeypatch.setattr(sys, "argv", [script.__name__, "--backend", "cupy", *arguments])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     folders = []
     with monkeypatch.context() as patch:
         for name in ("create", "open"):
             make = getattr(RunFolder, name)
             patch.setattr(RunFolder, name, lambda *args, make=make: folders.append(make(*args)) or folders[-1])
-        with pytest.raises(SystemExit) as exit_info:
-            run_script(script.main, script.MEMORY_ADVICE)
-    for folder in folders:
-        folder._lock_file.close()
+        try:
+            with pytest.raises(SystemExit) as exit_info:
+                run_script(script.main, script.MEMORY_ADVICE)
+        finally:
+            for folder in folders:
+                folder._lock_file.close()
     return exit_info.value.code, *capsys.readouterr()
 
 
@@ -165,6 +169,78 @@ def test_too_little_memory_is_one_sentence(device, cwd, monkeypatch, capsys):
         "train: error: out of memory (Out of memory allocating 1,234 bytes (allocated so far: 99 bytes); 1.0 of the "
         "GPU's 16.0 GiB are free): lower --batch-size or --block-size, or take a smaller --data\n"
     )
+
+
+def no_header(log: str) -> Exception:
+    """As CuPy raises it, of an error that has no more than a number."""
+    error = strict_cupy.CompileException(log)
+    error.__context__ = strict_cupy.NVRTCError("NVRTC_ERROR_COMPILATION (6)")
+    return error
+
+
+CARD = "(a stand-in, compute capability 9.0, driver for CUDA 13.1, CuPy stand-in): "
+FAILURES = {
+    "illegal address": (strict_cupy.CUDARuntimeError(700), "cudaErrorIllegalAddress: an illegal", "please report it"),
+    "ECC": (strict_cupy.CUDARuntimeError(214), "cudaErrorECCUncorrectable", "nvidia-smi"),
+    "timeout": (strict_cupy.CUDARuntimeError(702), "cudaErrorLaunchTimeout", "lower --batch-size"),
+    "busy": (strict_cupy.CUDARuntimeError(46), "cudaErrorDevicesUnavailable", "nvidia-smi"),
+    "driver": (strict_cupy.CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument"), "INVALID_VALUE", "report"),
+    "cuBLAS": (strict_cublas.cuBLASError("ALLOC_FAILED (3)"), "cuBLASError: ALLOC_FAILED (3)", "end what else uses"),
+    "NVRTC": (
+        no_header('\nk.cu(1): catastrophic error: could not open source file "x.h"\n  ^\n'),
+        "CompileException: k.cu(1): catastrophic error: could not open",
+        "tensorlite.doctor says what to install",
+    ),
+    "headers": (RuntimeError("Failed to find CUDA headers. Please"), "Failed to find CUDA headers", "says what to"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_of_the_gpu_is_one_sentence_and_a_report(failure, device, cwd, monkeypatch, capsys):
+    error, what, remedy = FAILURES[failure]
+
+    class Handle:  # as CuPy's streams and events, whose end fails as all else does then
+        def __del__(self):
+            raise strict_cupy.CUDARuntimeError(700)
+
+    def fail(*_):
+        handle = Handle()
+        try:
+            raise error
+        finally:
+            del handle  # which Python would print
+
+    monkeypatch.setattr(type(device), "upload", fail)
+    status, _, err = run_main(train, monkeypatch, capsys, *TINY, *SMALL)
+    assert status == 2
+    report = cwd / "cache" / "tensorlite" / "gpu-failure.txt"
+    assert re.fullmatch(r"train: error: the GPU failed with .*\n", err)
+    assert [text for text in (what, CARD, remedy, f"; the full report is in {report}\n") if text not in err] == []
+    kept = report.read_text()
+    assert kept.startswith("the GPU failed with")
+    assert "Traceback" in kept
+    assert "gpu_trainer.py" in kept
+
+
+def test_what_failed_first_is_told_also_where_no_report_can_be_kept(device, cwd, monkeypatch, capsys):
+    def fail(*_):
+        try:
+            raise strict_cupy.CUDARuntimeError(702)
+        finally:
+            raise strict_cupy.CUDARuntimeError(700)
+
+    (cwd / "cache").write_text("no folder")
+    monkeypatch.setattr(type(device), "upload", fail)
+    status, _, err = run_main(train, monkeypatch, capsys, *TINY, *SMALL)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cudaErrorLaunchTimeout" in err
+    assert "report" not in err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(device, cwd, monkeypatch, capsys):
+    monkeypatch.setattr(type(device), "upload", lambda *_: {}["no such key"])
+    with pytest.raises(KeyError):
+        run_main(train, monkeypatch, capsys, *TINY, *SMALL)
 
 
 def test_a_model_that_cannot_fit_the_gpu_is_refused_at_once(device, cwd, monkeypatch, capsys):

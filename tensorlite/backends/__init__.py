@@ -16,6 +16,7 @@ __all__ = [
     "BackendError",
     "as_array",
     "backend_of",
+    "explain_failure",
     "explain_memory_error",
     "get_backend",
     "register_backend",
@@ -47,6 +48,11 @@ def get_backend(name: str) -> Backend:
 
         register_backend(load())
     return _by_name[name]
+
+
+def explain_failure(error: BaseException | None) -> str | None:
+    """What failed, where, and what to do, for an error of a device's or its libraries'; None for any other."""
+    return next(filter(None, (backend.explain_failure(error) for backend in _by_name.values())), None)
 
 
 def explain_memory_error(error: MemoryError) -> str:

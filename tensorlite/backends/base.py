@@ -87,6 +87,10 @@ class Backend:
         """What was asked for and what there is, if it is this backend's memory that was too small."""
         return None
 
+    def explain_failure(self, error: BaseException | None) -> str | None:
+        """What failed, where, and what to do, if it is this backend's device or its libraries that led to the error."""
+        return None
+
     def tune_allocator(self) -> None:
         """Prepare the process's memory allocator for making and dropping large arrays all the time."""
 

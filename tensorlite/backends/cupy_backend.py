@@ -13,6 +13,7 @@ import numpy as np
 
 from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_scale
 from tensorlite.backends.cuda.cublas import Gemm
+from tensorlite.backends.cuda.failures import explain_failure
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
 from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers
 from tensorlite.backends.cuda.replay import GraphStream, Replay
@@ -50,6 +51,11 @@ class CupyBackend(Backend):
         self._kernels = Kernels(cupy)
         self._flash = FlashAttention(cupy, self._kernels)
         self._graph_stream = None
+        runtime = cupy.cuda.runtime  # asked now: a device that has failed answers nothing
+        device, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
+        self._card, self._capability = device["name"].decode(), 10 * device["major"] + device["minor"]
+        cuda = f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}"
+        self._machine = f"{self._card}, compute capability {self._capability / 10}, {cuda}"
 
     # -- arrays and the host --
 
@@ -87,14 +93,16 @@ class CupyBackend(Backend):
         return self.xp.cuda.runtime.memGetInfo()[1]
 
     def describe(self):
-        device = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())
-        return f"{self.name} on {device['name'].decode()}"
+        return f"{self.name} on {self._card}"
 
     def explain_memory_error(self, error):
         if not isinstance(error, self.xp.cuda.memory.OutOfMemoryError):
             return None
         free, total = self.xp.cuda.runtime.memGetInfo()
         return f"{str(error).rstrip('.')}; {free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free"
+
+    def explain_failure(self, error):
+        return explain_failure(error, self._machine)
 
     # -- products --
 

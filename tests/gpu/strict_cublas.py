@@ -33,6 +33,13 @@ class GemmAlgo(enum.IntEnum):
     DFALT = -1
 
 
+class cuBLASError(Exception):  # noqa: N801, N818 - nvmath's name
+    pass
+
+
+cuBLASError.__module__ = "nvmath.bindings.cublas"
+
+
 def _dtype(number: int) -> np.dtype:
     if number == 14:
         import ml_dtypes

@@ -249,6 +249,36 @@ def _empty(shape, dtype=float, **_):
 class CUDARuntimeError(RuntimeError):
     """As cupy.cuda.runtime's."""
 
+    NAMES = {
+        2: "cudaErrorMemoryAllocation: out of memory",
+        46: "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable",
+        214: "cudaErrorECCUncorrectable: uncorrectable ECC error encountered",
+        700: "cudaErrorIllegalAddress: an illegal memory access was encountered",
+        702: "cudaErrorLaunchTimeout: the launch timed out and was terminated",
+    }
+
+    def __init__(self, status: int):
+        super().__init__(self.NAMES[status])
+        self.status = status
+
+
+class CUDADriverError(RuntimeError):
+    """As cupy.cuda.driver's."""
+
+
+class NVRTCError(RuntimeError):
+    """As cupy.cuda.nvrtc's."""
+
+
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    """As cupy.cuda.compiler's, of NVRTC's words."""
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
+NVRTCError.__module__ = "cupy_backends.cuda.libs.nvrtc"
+CompileException.__module__ = "cupy.cuda.compiler"
+
 
 class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory's."""
@@ -257,7 +287,8 @@ class OutOfMemoryError(MemoryError):
 runtime = types.SimpleNamespace(
     getDeviceCount=lambda: 1,
     getDevice=lambda: 0,
-    getDeviceProperties=lambda device: {"name": b"a stand-in"},
+    getDeviceProperties=lambda device: {"name": b"a stand-in", "major": 9, "minor": 0},
+    driverGetVersion=lambda: 13010,
     memGetInfo=lambda: (1 << 30, 1 << 34),
     CUDARuntimeError=CUDARuntimeError,
 )
