@@ -7,6 +7,7 @@ from pathlib import Path
 import browser as chromium
 import cuda_on_cpu
 import pytest
+import strict_cuda
 import strict_cupy
 from scripts import NOWHERE, train
 
@@ -41,7 +42,8 @@ def device(monkeypatch):
     for registry in ("_by_name", "_by_type"):
         monkeypatch.setattr(tensorlite.backends, registry, dict(getattr(tensorlite.backends, registry)))
     tensorlite.backends._by_name.pop("cupy", None)
-    return get_backend("cupy")
+    yield get_backend("cupy")
+    strict_cuda.forget_copies()
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -17,6 +17,7 @@ from tensorlite.backends.cuda.failures import explain_failure
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
 from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers
 from tensorlite.backends.cuda.replay import GraphStream, Replay
+from tensorlite.backends.cuda.uploads import Uploads
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
@@ -50,6 +51,7 @@ class CupyBackend(Backend):
         self._gemm = Gemm(cupy, cublas, tf32=False)
         self._kernels = Kernels(cupy)
         self._flash = FlashAttention(cupy, self._kernels)
+        self._uploads = Uploads(cupy)
         self._graph_stream = None
         runtime = cupy.cuda.runtime  # asked now: a device that has failed answers nothing
         device, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
@@ -63,8 +65,7 @@ class CupyBackend(Backend):
         return self.xp.asnumpy(x)
 
     def upload(self, x, values):
-        # From pageable memory, and CuPy returns when it has been read; whether CUDA waits for the stream is its choice.
-        x.set(np.ascontiguousarray(values, x.dtype))
+        self._uploads(x, values)
 
     def dtype(self, name):
         if name != "bfloat16":

@@ -4,6 +4,7 @@
     launches   everything that would run on the device goes through `launch`, which `logged` lists: its name, and the
                shape, dtype and allocation of each array. Two steps with one log can be captured once and replayed.
     streams    an array that was last used on another stream, for whose work this one has not waited, is an error
+    copies     from the host read pinned memory, which nobody may write to or give back before they are known to be over
     graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
                and done again at each launch of the graph, on the same memory
     kernels    are compiled by g++ and run on the CPU (cuda_on_cpu.py)
@@ -159,6 +160,7 @@ def no_host_reads():
 def read(what: str, *arrays) -> None:
     """To be called by what waits for the device, to bring back these arrays."""
     use(what, arrays)
+    end_copies(Event().record())
     if _forbidden or _capturing is not None:
         raise HostReadError(f"{what} brings a value back from the device: the step could not be captured as a graph")
 
@@ -191,11 +193,61 @@ def use(what: str, arrays) -> None:
         _used[address] = stream, _done[stream]
 
 
+_pinned: dict[int, int] = {}  # address -> size
+_copies: list[
+    tuple
+] = []  # that may still be going on: (stream, how much it has done after it, address, what was there)
+
+
+def alloc_pinned_memory(size: int) -> np.ndarray:
+    """As cupy.cuda.alloc_pinned_memory: memory of the host's that copies may read while the host goes on."""
+    memory = np.full(size, 0xFF, np.uint8)
+    _pinned[memory.ctypes.data] = size
+    weakref.finalize(memory, _pinned.pop, memory.ctypes.data)
+    return memory
+
+
+def start_copy(values: np.ndarray) -> None:
+    """To be called when a copy from the host has been launched, which reads these values."""
+    start, size = values.ctypes.data, values.nbytes
+    if size and not any(address <= start and start + size <= address + pinned for address, pinned in _pinned.items()):
+        raise MisuseError("a copy from pageable memory, which may be gone when it is read")
+    if any(start < address + len(held) and address < start + size for _, _, address, held in _copies):
+        raise MisuseError("pinned memory is used again for a copy while another may still read it")
+    _copies.append((_current.ptr, _done[_current.ptr], start, values.tobytes()))
+
+
+def end_copies(event: "Event") -> None:
+    """Those that are over once the event has come."""
+    over = [copy for copy in _copies if copy[1] <= event.reached.get(copy[0], 0)]
+    _copies[:] = [copy for copy in _copies if copy not in over]
+    for _, _, address, held in over:
+        if not any(start <= address < start + size for start, size in _pinned.items()):
+            raise MisuseError("pinned memory was given back while a copy could still read it")
+        if _bytes(address, len(held)).tobytes() != held:
+            raise MisuseError("pinned memory was written to while a copy could still read it")
+
+
+def forget_copies() -> None:
+    """Between tests, each of which has a backend of its own: in a process there is but one, which stays."""
+    _copies.clear()
+
+
 class Event:
     """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for."""
 
-    def __init__(self, stream):
+    def __init__(self, block: bool = False, disable_timing: bool = False):
+        self.reached: dict[int, int] = {}
+
+    def record(self, stream=None) -> "Event":
+        stream = stream or _current
         self.reached = stream.waited | {stream.ptr: _done.get(stream.ptr, 0)}
+        return self
+
+    def synchronize(self) -> None:
+        if _capturing is not None:
+            raise MisuseError("waiting for an event while capturing")
+        end_copies(self)
 
 
 class Stream:
@@ -218,8 +270,8 @@ class Stream:
         global _current
         _current = self._outer.pop()
 
-    def record(self) -> Event:
-        return Event(self)
+    def record(self, event: Event | None = None) -> Event:
+        return (event or Event()).record(self)
 
     def wait_event(self, event: Event) -> None:
         for stream, done in event.reached.items():

@@ -25,6 +25,7 @@ from strict_cuda import MisuseError, launch, read, write
 
 NAMES = json.loads(Path(__file__).with_name("cupy_names.json").read_text())
 READING = {"nonzero", "argwhere", "flatnonzero", "unique", "allclose", "array_equal", "array2string", "array_repr"}
+CUDA = ("Event", "MemoryPool", "Stream", "alloc_pinned_memory", "get_current_stream", "using_allocator")
 CUBLAS = {"matmul", "dot", "inner", "tensordot", "einsum", "vdot", "kron", "outer", ".dot()", "__matmul__"}
 
 
@@ -109,6 +110,7 @@ class ndarray:  # noqa: N801 - CuPy's name
             raise TypeError(f"set: expected a NumPy array {self.dtype} {self.shape}")
         if not self.inner.flags.c_contiguous or not values.flags.c_contiguous:
             raise TypeError("set: both must be contiguous")
+        strict_cuda.start_copy(values)
         self.inner[...] = values
 
     def _refuse(self, *_, **__):
@@ -306,7 +308,7 @@ cupy.cuda = types.SimpleNamespace(
     runtime=runtime,
     Device=lambda: types.SimpleNamespace(compute_capability="90"),
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-    **{name: getattr(strict_cuda, name) for name in ("Stream", "MemoryPool", "get_current_stream", "using_allocator")},
+    **{name: getattr(strict_cuda, name) for name in CUDA},
 )
 
 

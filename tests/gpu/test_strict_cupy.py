@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import strict_cuda
 from cases import CASES
 from strict_cuda import HostReadError, MisuseError, logged, no_host_reads
 from strict_cupy import cupy
@@ -12,8 +13,9 @@ from test_ops import cotangent
 from test_trainer import DATA
 
 from gpt.models.kinds import build_model
-from tensorlite import Tensor, grad
+from tensorlite import Tensor, get_backend, grad
 from tensorlite.backends.cuda.replay import WARM_UP
+from tensorlite.backends.cuda.uploads import BUFFERS
 
 # --- what the steps launch ---
 
@@ -85,6 +87,12 @@ def device_array(*values):
     return cupy.asarray(np.array(values, np.float32))
 
 
+def pinned(*values, shape=()):
+    array = np.frombuffer(cupy.cuda.alloc_pinned_memory(4 * len(values)), np.float32).reshape(shape)
+    array[...] = np.reshape(values, shape)
+    return array
+
+
 @pytest.mark.parametrize(
     ("misuse", "error"),
     [
@@ -124,7 +132,7 @@ def test_the_stand_in_allows():
 UNCAPTURED = {
     "reading back": (lambda x: float(x.sum()), HostReadError),
     "bringing values": (lambda x: x + cupy.asarray(np.ones(2, np.float32)), MisuseError),
-    "uploading": (lambda x: x.set(np.ones(2, np.float32)), MisuseError),
+    "uploading": (lambda x: get_backend("cupy").upload(x, 1), MisuseError),
     "CuPy's own products": (lambda x: cupy.matmul(x, x), MisuseError),
     "the sum of products": (lambda x: x.dot(x), MisuseError),
     "an array that lives on": (lambda x: kept_arrays.append(x + 1), MisuseError),
@@ -175,7 +183,7 @@ def test_a_replay_does_what_was_captured_to_what_is_there_now(device):
 
     replay = device.replayable(function)
     for i in range(6):
-        x.set(np.array([i, 10], np.float32))
+        device.upload(x, [i, 10])
         replay()
         assert y.get().tolist() == [20 + i, 2 * i + 10]
 
@@ -187,8 +195,8 @@ def test_a_stream_may_be_entered_within_itself():
     assert cupy.cuda.get_current_stream() is outer
 
 
-@pytest.mark.parametrize("use", [lambda x: x + 1, lambda x: x.set(np.array(0, np.float32)), float])
-def test_a_stream_waits_for_the_work_of_another(use):
+@pytest.mark.parametrize("use", [lambda x: x + 1, lambda x: x.set(pinned(0)), float])
+def test_a_stream_waits_for_the_work_of_another(use, device):
     x, stream = cupy.asarray(np.array(1, np.float32)), cupy.cuda.Stream(non_blocking=True)
     x += 1
     with stream, pytest.raises(MisuseError, match="another stream may still work on"):
@@ -200,3 +208,61 @@ def test_a_stream_waits_for_the_work_of_another(use):
         use(x)
     cupy.cuda.get_current_stream().wait_event(stream.record())
     assert float(x) == 4.0
+
+
+# --- uploads ---
+
+
+def overwritten(x, values):
+    x.set(values)
+    values += 1
+    x.get()
+
+
+def used_again(x, values):
+    x.set(values)
+    x.set(values)
+
+
+def given_back(x, values):
+    x.set(values)
+    del values
+    x.get()
+
+
+def waited_for_too_early(x, values):
+    copied = cupy.cuda.get_current_stream().record()
+    x.set(values)
+    copied.synchronize()
+    x.set(values)
+
+
+@pytest.mark.parametrize(
+    ("misuse", "said"),
+    [
+        (lambda x, values: x.set(np.ones(2, np.float32)), "pageable"),
+        (overwritten, "written to while"),
+        (used_again, "used again"),
+        (lambda x, values: given_back(x, pinned(1, 2, shape=2)), "given back"),
+        (waited_for_too_early, "used again"),
+    ],
+)
+def test_a_copy_from_the_host_reads_what_is_still_there(misuse, said, device):
+    x = device_array(1.0, 2.0)
+    with pytest.raises(MisuseError, match=said):
+        misuse(x, pinned(3, 4, shape=2))
+    strict_cuda.forget_copies()
+    values = pinned(3, 4, shape=2)
+    for _ in range(2):
+        x.set(values)
+        x.get()
+        values += 1
+
+
+def test_uploads_wait_only_for_a_buffer_to_come_free(device):
+    arrays = [cupy.zeros(shape, np.int64) for shape in ((), (2,), (3, 2))]
+    for i in range(3 * BUFFERS):
+        device.upload(arrays[i % 3], i)
+        arrays[i % 3] += 1
+    last = [3 * BUFFERS - 3, 3 * BUFFERS - 2, 3 * BUFFERS - 1]
+    assert [set(np.ravel(x.get())) for x in arrays] == [{i + 1} for i in last]
