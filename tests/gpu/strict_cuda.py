@@ -1,5 +1,6 @@
 """The device behind the stand-in for CuPy: memory, streams, captured graphs and kernels, on the CPU.
 
+    pools      hold what was freed, and take it from one device, on which `device.free` bytes are left
     memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
     launches   everything that would run on the device goes through `launch`, which `logged` lists: its name, and the
                shape, dtype and allocation of each array. Two steps with one log can be captured once and replayed.
@@ -14,9 +15,11 @@ memory from the common pool, a launch on another stream, compiling, and arrays o
 """
 
 import bisect
+import collections
 import contextlib
 import ctypes
 import itertools
+import types
 import weakref
 
 import cuda_on_cpu
@@ -38,6 +41,29 @@ class HostReadError(AssertionError):
     """Something waited for the device where nothing may."""
 
 
+class CUDARuntimeError(RuntimeError):
+    """As cupy.cuda.runtime's."""
+
+    NAMES = {
+        2: "cudaErrorMemoryAllocation: out of memory",
+        46: "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable",
+        214: "cudaErrorECCUncorrectable: uncorrectable ECC error encountered",
+        700: "cudaErrorIllegalAddress: an illegal memory access was encountered",
+        702: "cudaErrorLaunchTimeout: the launch timed out and was terminated",
+    }
+
+    def __init__(self, status: int):
+        super().__init__(self.NAMES[status])
+        self.status = status
+
+
+class OutOfMemoryError(MemoryError):
+    """As cupy.cuda.memory's."""
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
 # -- memory --
 
 _serials = itertools.count()
@@ -51,7 +77,9 @@ def allocate(shape, dtype) -> np.ndarray:
         raise MisuseError("memory from the common pool while capturing: it would be given to others between launches")
     dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + 2 * GUARD + 64, np.uint8)
+    malloc = _allocator or common_pool.malloc
+    raw, block = np.empty(size + 2 * GUARD + 64, np.uint8), malloc(size)
+    weakref.finalize(raw, malloc.__self__.free, block)
     start = -raw.ctypes.data % 64
     owner = raw[start : start + size + 2 * GUARD]
     owner[:GUARD] = owner[GUARD + size :] = PATTERN
@@ -280,6 +308,9 @@ class Stream:
     def synchronize(self) -> None:
         read("Stream.synchronize()")
 
+    def is_capturing(self) -> bool:
+        return _capturing is not None and _capturing_stream is self
+
     def begin_capture(self) -> None:
         global _capturing, _capturing_stream, _capturing_start, _before
         if self.ptr == 0:
@@ -333,22 +364,62 @@ class Graph:
                     function()
 
 
+device = types.SimpleNamespace(free=1 << 50)
+
+
+class Memory:
+    """As cupy.cuda.Memory, of which there is so much; the bytes themselves are NumPy's."""
+
+    def __init__(self, size: int):
+        if size > device.free:
+            raise CUDARuntimeError(2)
+        self.size, device.free = size, device.free - size
+        weakref.finalize(self, self._give_back, device, size).atexit = False
+
+    @staticmethod
+    def _give_back(device, size: int) -> None:
+        device.free += size
+
+
+class MemoryPointer:
+    """As cupy.cuda.MemoryPointer."""
+
+    def __init__(self, mem: Memory, offset: int):
+        self.mem = mem
+
+
 class MemoryPool:
-    """As cupy.cuda.MemoryPool; what it is for here is to be another than the common one."""
+    """As cupy.cuda.MemoryPool, whose blocks are used again for that size alone."""
 
     def __init__(self, allocator=None):
-        self.allocator = allocator
+        self._allocator = allocator or (lambda size: MemoryPointer(Memory(size), 0))
+        self._idle = collections.defaultdict(list)
 
-    def malloc(self, size):
-        raise MisuseError("memory is made by the stand-in itself")
+    def malloc(self, size: int) -> MemoryPointer:
+        if self._idle[size]:
+            return self._idle[size].pop()
+        for _ in range(2):
+            try:
+                return self._allocator(size)
+            except CUDARuntimeError as error:
+                if error.status != 2:
+                    raise
+                self._idle.clear()  # it looks no further than this pool
+        raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: 0 bytes).")
+
+    def free(self, block: MemoryPointer) -> None:
+        self._idle[block.mem.size].append(block)
 
     def free_all_blocks(self) -> None:
-        pass
+        if _capturing is not None:
+            raise MisuseError("memory is freed while capturing")
+        self._idle.clear()
 
     def total_bytes(self) -> int:
         return sum(size for _, _, size in list(_memory.values()))
 
 
+common_pool = MemoryPool()
 _allocator = None  # that of a pool, or None for the common one
 
 

@@ -21,11 +21,14 @@ import ml_dtypes  # noqa: F401 - NumPy then knows bfloat16
 import numpy as np
 import strict_cublas
 import strict_cuda
-from strict_cuda import MisuseError, launch, read, write
+from strict_cuda import CUDARuntimeError, MisuseError, OutOfMemoryError, launch, read, write
 
 NAMES = json.loads(Path(__file__).with_name("cupy_names.json").read_text())
 READING = {"nonzero", "argwhere", "flatnonzero", "unique", "allclose", "array_equal", "array2string", "array_repr"}
-CUDA = ("Event", "MemoryPool", "Stream", "alloc_pinned_memory", "get_current_stream", "using_allocator")
+CUDA = (
+    "Event", "Memory", "MemoryPointer", "MemoryPool", "Stream", "alloc_pinned_memory", "get_current_stream",
+    "using_allocator",
+)  # fmt: skip
 CUBLAS = {"matmul", "dot", "inner", "tensordot", "einsum", "vdot", "kron", "outer", ".dot()", "__matmul__"}
 
 
@@ -248,22 +251,6 @@ def _empty(shape, dtype=float, **_):
     return ndarray(array)
 
 
-class CUDARuntimeError(RuntimeError):
-    """As cupy.cuda.runtime's."""
-
-    NAMES = {
-        2: "cudaErrorMemoryAllocation: out of memory",
-        46: "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable",
-        214: "cudaErrorECCUncorrectable: uncorrectable ECC error encountered",
-        700: "cudaErrorIllegalAddress: an illegal memory access was encountered",
-        702: "cudaErrorLaunchTimeout: the launch timed out and was terminated",
-    }
-
-    def __init__(self, status: int):
-        super().__init__(self.NAMES[status])
-        self.status = status
-
-
 class CUDADriverError(RuntimeError):
     """As cupy.cuda.driver's."""
 
@@ -276,14 +263,9 @@ class CompileException(Exception):  # noqa: N818 - CuPy's name
     """As cupy.cuda.compiler's, of NVRTC's words."""
 
 
-CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
 NVRTCError.__module__ = "cupy_backends.cuda.libs.nvrtc"
 CompileException.__module__ = "cupy.cuda.compiler"
-
-
-class OutOfMemoryError(MemoryError):
-    """As cupy.cuda.memory's."""
 
 
 runtime = types.SimpleNamespace(
@@ -303,7 +285,7 @@ cupy.asnumpy = lambda x: x.get()
 cupy.empty = _empty
 cupy.empty_like = lambda x, dtype=None, **_: _empty(x.shape, dtype or x.dtype)
 cupy.RawModule = strict_cuda.RawModule
-cupy.get_default_memory_pool = strict_cuda.MemoryPool
+cupy.get_default_memory_pool = lambda: strict_cuda.common_pool
 cupy.cuda = types.SimpleNamespace(
     runtime=runtime,
     Device=lambda: types.SimpleNamespace(compute_capability="90"),

@@ -1,5 +1,7 @@
 """The stand-in for CuPy: what it refuses, and what its log of launches says of a step."""
 
+import threading
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +188,52 @@ def test_a_replay_does_what_was_captured_to_what_is_there_now(device):
         device.upload(x, [i, 10])
         replay()
         assert y.get().tolist() == [20 + i, 2 * i + 10]
+
+
+@pytest.mark.parametrize("call", [1, WARM_UP + 1])  # the latter is captured
+def test_a_replay_takes_what_lies_idle_in_the_common_pool(call, device, monkeypatch):
+    monkeypatch.setattr(strict_cuda, "device", types.SimpleNamespace(free=10_000))
+    calls, sums = [], device_array(0.0)
+
+    def function():
+        calls.append(None)
+        ones = cupy.ones(2000 if len(calls) >= call else 200, np.float32)  # 8000 bytes
+        sums.__iadd__(ones.sum())
+
+    replay = device.replayable(function)
+    cupy.zeros(1900, np.float32)  # so many bytes that lie idle from here on
+    for _ in range(WARM_UP + 2):
+        replay()
+    assert sums.get() == 200 * (call - 1) + 2000 * (WARM_UP + 3 - call)
+
+
+def test_a_replay_that_needs_too_much_runs_out_of_memory(device, monkeypatch):
+    monkeypatch.setattr(strict_cuda, "device", types.SimpleNamespace(free=10_000))
+    with pytest.raises(strict_cuda.OutOfMemoryError):
+        device.replayable(lambda: cupy.ones(3000, np.float32))()
+
+
+def test_two_threads_do_not_get_into_each_others_graph(device):
+    x, y, captured, launched = device_array(0.0), device_array(0.0), threading.Event(), threading.Event()
+
+    def function():
+        x.__iadd__(1)
+        if strict_cuda.is_capturing():
+            captured.set()
+            launched.wait(0.2)
+
+    def other():
+        captured.wait()
+        increase()
+        launched.set()
+
+    replay, increase = device.replayable(function), device.replayable(lambda: y.__iadd__(1))
+    thread = threading.Thread(target=other)
+    thread.start()
+    for _ in range(WARM_UP + 2):
+        replay()
+    thread.join()
+    assert (x.get(), y.get()) == (WARM_UP + 2, 1)
 
 
 def test_a_stream_may_be_entered_within_itself():

@@ -13,7 +13,8 @@ class Uploads:
 
     cupy: the module, or what stands for it. What a copy reads must still be there at its turn, and as it was: pinned
     memory, in a ring of buffers, each with the event of its last copy, which is over before the buffer is used again.
-    From pageable memory, CUDA may read at its turn too (its driver's documentation, "API synchronization behavior").
+    Of pageable memory CUDA promises only that it "may" have been read when the call returns (its documentation, "API
+    synchronization behavior").
     """
 
     def __init__(self, cupy):
