@@ -9,6 +9,7 @@ from pathlib import Path
 from gpt.errors import UserError
 from gpt.models.kinds import MODEL_KINDS, no_effect
 from gpt.models.language_model import LanguageModel
+from gpt.terminal import warn
 from tensorlite import get_backend
 from tensorlite.backends import BACKENDS
 
@@ -39,7 +40,10 @@ class Device:
             raise UserError(f"--threads must be at least 1, got {self.threads}")
         if self.tf32 is not None and self.dtype == "bfloat16":
             raise UserError("--tf32 and --no-tf32 are about float32: leave them out with bfloat16")
-        get_backend(self.backend).dtype(self.dtype)
+        backend = get_backend(self.backend)
+        backend.dtype(self.dtype)
+        if self.dtype == "bfloat16" and backend.emulates_bfloat16:
+            warn(f"{backend.describe()} has no bfloat16 of its own and is slow in it: --dtype float32 is faster")
 
     @property
     def cores(self) -> int:

@@ -70,6 +70,15 @@ def test_options_reach_the_backend_and_the_model(options, tf32, graph, dtype, de
     assert (logits.dtype.name, loss.dtype.name) == (dtype or "float32", "float32")
 
 
+def test_bfloat16_is_emulated_by_older_cards_which_is_said_once(cwd, monkeypatch, capsys, request):
+    monkeypatch.setitem(strict_cuda.properties, "major", 7)
+    request.getfixturevalue("device")
+    shape = ["--n-embd", "64"]  # with heads of 32, as flash attention has on newer ones
+    status, _, err = run_main(train, monkeypatch, capsys, *TINY, *SMALL, *shape, "--dtype", "bfloat16")
+    slow = "cupy on a stand-in has no bfloat16 of its own and is slow in it: --dtype float32 is faster"
+    assert (status, err) == (0, f"warning: {slow}\n")
+
+
 def run_main(script, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     """A script with --backend cupy in this process: the exit status, and what it printed."""
     monkeypatch.setattr(sys, "argv", [script.__name__, "--backend", "cupy", *arguments])
@@ -184,7 +193,7 @@ FAILURES = {
     "ECC": (strict_cupy.CUDARuntimeError(214), "cudaErrorECCUncorrectable", "nvidia-smi"),
     "timeout": (strict_cupy.CUDARuntimeError(702), "cudaErrorLaunchTimeout", "lower --batch-size"),
     "busy": (strict_cupy.CUDARuntimeError(46), "cudaErrorDevicesUnavailable", "nvidia-smi"),
-    "driver": (strict_cupy.CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument"), "INVALID_VALUE", "report"),
+    "driver": (strict_cuda.CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument"), "INVALID_VALUE", "report"),
     "cuBLAS": (strict_cublas.cuBLASError("ALLOC_FAILED (3)"), "cuBLASError: ALLOC_FAILED (3)", "end what else uses"),
     "NVRTC": (
         no_header('\nk.cu(1): catastrophic error: could not open source file "x.h"\n  ^\n'),

@@ -38,6 +38,7 @@ class Backend:
     xp: ModuleType
     chunk_size: int | None = None  # elements of a flat array best worked on at a time; None for all
     tf32 = False  # whether a GPU may round the factors of float32 products to TF32, for all models in the process
+    emulates_bfloat16 = False  # whether the device has no arithmetic for it, so that it is slower than float32
     graph = False  # whether a GPU captures `replayable` work as CUDA graphs
 
     def __reduce__(self):

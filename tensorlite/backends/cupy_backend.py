@@ -21,7 +21,8 @@ from tensorlite.backends.cuda.uploads import Uploads
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
-SHARED_BYTES = 40 << 10  # that a kernel has without asking for more, beside up to 8 KiB of its own
+OWN_BYTES = 9 << 10  # of shared memory, at most, that a kernel itself declares
+SHARED_BYTES = (48 << 10) - OWN_BYTES  # that it has beside those without asking for more
 
 
 def kernel_method(method):
@@ -50,14 +51,16 @@ class CupyBackend(Backend):
         self._special = special
         self._gemm = Gemm(cupy, cublas, tf32=False)
         self._kernels = Kernels(cupy)
-        self._flash = FlashAttention(cupy, self._kernels)
         self._uploads = Uploads(cupy)
         self._graph_stream = None
         runtime = cupy.cuda.runtime  # asked now: a device that has failed answers nothing
         device, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
-        self._card, self._capability = device["name"].decode(), 10 * device["major"] + device["minor"]
+        self._card, capability = device["name"].decode(), 10 * device["major"] + device["minor"]
+        self._most_shared = device["sharedMemPerBlockOptin"] - OWN_BYTES
+        self.emulates_bfloat16 = capability < 80
+        self._flash = FlashAttention(cupy, self._kernels, capable=capability >= 80)
         cuda = f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}"
-        self._machine = f"{self._card}, compute capability {self._capability / 10}, {cuda}"
+        self._machine = f"{self._card}, compute capability {capability / 10}, {cuda}"
 
     # -- arrays and the host --
 
@@ -219,12 +222,18 @@ class CupyBackend(Backend):
         warp_bytes = 2 * C * mean.itemsize
         warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
         blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
-        wanted = weight is not None or has_bias
-        sums = self.xp.empty((blocks, 2 * C), mean.dtype) if wanted else None
+        wanted, fit = weight is not None or has_bias, warp_bytes <= self._most_shared
+        sums, shared = (self.xp.empty((blocks, 2 * C), mean.dtype), warps * warp_bytes) if wanted and fit else (None, 0)
         args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
-        self._launch("layer_norm_vjp", gy.dtype, (blocks,), warps * WARP, *args, shared=warps * warp_bytes)
-        total = self._sum_of_sums(sums, gy.dtype) if wanted else None
-        return gx, None if weight is None else total[:C], total[C:] if has_bias else None
+        self._launch("layer_norm_vjp", gy.dtype, (blocks,), warps * WARP, *args, shared=shared)
+        if sums is not None:
+            total = self._sum_of_sums(sums, gy.dtype)
+            gweight, gbias = total[:C], total[C:]
+        elif wanted:  # the sums of a row are too many for a block of this card
+            x, gy = (as_rows(array).astype(mean.dtype, copy=False) for array in (x, gy))
+            xhat = (x - x[:, :1] - mean[:, None]) * rstd[:, None]
+            gweight, gbias = self.sum_rows(gy * xhat), self.sum_rows(gy)
+        return gx, None if weight is None else gweight, gbias if has_bias else None
 
     # -- tables and losses --
 
@@ -322,6 +331,11 @@ class CupyBackend(Backend):
         if 0 in blocks:  # there is nothing to do, and CUDA takes no such grid
             return
         function, args = self._kernels(kernel, dtype), null_pointers(args)
+        if shared > self._most_shared:
+            raise BackendError(
+                f"{kernel} needs {shared:,} bytes of shared memory for so many tokens, and a block has "
+                f"{self._most_shared:,} on {self._card}: take a smaller --block-size, or --backend numpy"
+            )
         if shared > SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = shared
         function(blocks, (threads,), args, shared_mem=shared)

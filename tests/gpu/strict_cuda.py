@@ -57,10 +57,15 @@ class CUDARuntimeError(RuntimeError):
         self.status = status
 
 
+class CUDADriverError(RuntimeError):
+    """As cupy.cuda.driver's."""
+
+
 class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory's."""
 
 
+CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
 CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 
 
@@ -365,6 +370,7 @@ class Graph:
 
 
 device = types.SimpleNamespace(free=1 << 50)
+properties = {"name": b"a stand-in", "major": 9, "minor": 0, "sharedMemPerBlockOptin": 227 << 10}
 
 
 class Memory:
@@ -459,7 +465,17 @@ class RawKernel:
     """As CuPy's kernels: strides are ignored, Python's numbers come as 64 bits, and no None is taken."""
 
     def __init__(self, name: str, kernel):
-        self.name, self._kernel, self.max_dynamic_shared_size_bytes = name, kernel, 48 << 10
+        self.name, self._kernel, self._most_shared = name, kernel, 48 << 10
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._most_shared
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        if size > properties["sharedMemPerBlockOptin"]:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self._most_shared = size
 
     def __call__(self, grid, block, args, *, shared_mem: int = 0) -> None:
         limits = zip(grid, (2**31 - 1, 65535, 65535), strict=False)

@@ -251,10 +251,6 @@ def _empty(shape, dtype=float, **_):
     return ndarray(array)
 
 
-class CUDADriverError(RuntimeError):
-    """As cupy.cuda.driver's."""
-
-
 class NVRTCError(RuntimeError):
     """As cupy.cuda.nvrtc's."""
 
@@ -263,7 +259,6 @@ class CompileException(Exception):  # noqa: N818 - CuPy's name
     """As cupy.cuda.compiler's, of NVRTC's words."""
 
 
-CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
 NVRTCError.__module__ = "cupy_backends.cuda.libs.nvrtc"
 CompileException.__module__ = "cupy.cuda.compiler"
 
@@ -271,7 +266,7 @@ CompileException.__module__ = "cupy.cuda.compiler"
 runtime = types.SimpleNamespace(
     getDeviceCount=lambda: 1,
     getDevice=lambda: 0,
-    getDeviceProperties=lambda device: {"name": b"a stand-in", "major": 9, "minor": 0},
+    getDeviceProperties=lambda device: strict_cuda.properties,
     driverGetVersion=lambda: 13010,
     memGetInfo=lambda: (1 << 30, 1 << 34),
     CUDARuntimeError=CUDARuntimeError,
@@ -288,7 +283,6 @@ cupy.RawModule = strict_cuda.RawModule
 cupy.get_default_memory_pool = lambda: strict_cuda.common_pool
 cupy.cuda = types.SimpleNamespace(
     runtime=runtime,
-    Device=lambda: types.SimpleNamespace(compute_capability="90"),
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     **{name: getattr(strict_cuda, name) for name in CUDA},
 )

@@ -1,4 +1,5 @@
-"""Every kernel file compiled for GPUs by nvcc, or else NVRTC: without a warning, and with all variables in registers.
+"""Every kernel file compiled for GPUs by nvcc, or else NVRTC: without a warning, with all variables in registers, and
+with no more shared memory of its own than the launcher thinks.
 
 It needs no GPU. What the kernels compute is shown by running them on the CPU (cuda_on_cpu.py).
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tensorlite.backends
+from tensorlite.backends.cupy_backend import OWN_BYTES
 
 FOLDER = Path(tensorlite.backends.__file__).with_name("cuda")
 COMMON = FOLDER / "common.cuh"
@@ -87,6 +89,7 @@ def test_compiles_to_registers(source, compile_, tmp_path):
         frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
         assert len(frames) >= len(kernels)
         assert set(sum(frames, ())) <= {"0"}, f"{defines}: {log}"
+        assert all(int(own) <= OWN_BYTES for own in re.findall(r"(\d+) bytes smem", log))
         found += len(kernels)
     assert found, "a file without a kernel, for whichever storage"
 

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import strict_cuda
 from cuda_on_cpu import thread_order
 from ml_dtypes import bfloat16
 from strict_cuda import logged
 from tolerances import TOLERANCES
 
-from tensorlite import get_backend, random
+from tensorlite import BackendError, get_backend, random
 
 DTYPES = (np.float64, np.float32, bfloat16)
 ORDERS = (0, 1, 2, 7)  # ascending, descending, two shuffled ones
@@ -68,7 +69,19 @@ def layer_norm(be, gy, x, weight, bias):
     return [y, *(g for g in gradients if g is not None)]
 
 
-for shape in ((0, 8), (1, 1), (1, 31), (1, 32), (5, 7), (2, 3, 96), (300, 40), (3, 1000), (5000, 10), (2, 7000)):
+for shape in (
+    (0, 8),
+    (1, 1),
+    (1, 31),
+    (1, 32),
+    (5, 7),
+    (2, 3, 96),
+    (300, 40),
+    (3, 1000),
+    (5000, 10),
+    (2, 7000),
+    (2, 30_000),
+):
     x, gy, parameters = normal(*shape) + 2, normal(*shape, seed=1), (normal(shape[-1]) + 1, normal(shape[-1], seed=1))
     case(f"layer_norm {shape}", layer_norm, gy, x, *parameters)
 case("layer_norm, far from zero", lambda be, x: [be.layer_norm(x, None, None, 1e-5)[0]], normal(20, 100) + 300)
@@ -253,6 +266,27 @@ def test_what_is_no_symbol_spoils_nothing_but_its_own_row(cuda):
     gweight = cuda.embedding_vjp(cuda.asarray(np.ones((3, 2), np.float32)), ids, 600)
     assert cuda.to_numpy(gweight)[3].tolist() == [1, 1]
     assert cuda.to_numpy(gweight).sum() == 2
+
+
+# -- cards with less shared memory, in KiB of a block --
+
+
+@pytest.mark.parametrize(("most", "C"), [(64, 8200), (99, 12_700), (99, 11_500), (163, 25_000)])
+def test_layer_norm_of_rows_too_wide_for_the_card(most, C, monkeypatch, request):  # noqa: N803
+    monkeypatch.setitem(strict_cuda.properties, "sharedMemPerBlockOptin", most << 10)
+    arrays = [array.astype(np.float32) for array in (normal(3, C), normal(3, C, seed=1), normal(C), normal(C, seed=1))]
+    device = request.getfixturevalue("device")
+    got = [device.to_numpy(array) for array in layer_norm(device, *map(device.asarray, arrays))]
+    for ours, theirs in zip(got, layer_norm(get_backend("numpy"), *arrays), strict=True):
+        np.testing.assert_allclose(ours, theirs, 1e-5, 1e-5)
+
+
+def test_so_many_tokens_that_no_block_has_room_for_their_weights_are_refused(device):
+    cache = device.xp.zeros((2, 1, 1, 60_000, 1), np.float32)
+    with pytest.raises(
+        BackendError, match=r"attention_of_next needs 240,000 bytes of shared memory .* 223,232 on a st"
+    ):
+        device.attention_of_next(device.xp.zeros((1, 1, 3), np.float32), cache, device.asarray([0]), 1.0)
 
 
 # -- what has an axis of length 0 --

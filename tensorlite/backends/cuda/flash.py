@@ -1,6 +1,5 @@
 """Attention that never writes its scores out, by the kernels of cuda/flash_attention.cu."""
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -22,17 +21,13 @@ class Saved(NamedTuple):
 
 
 class FlashAttention:
-    """`attention` and `attention_vjp` of a Backend, for bfloat16 on tensor cores (compute capability 8.0).
+    """`attention` and `attention_vjp` of a Backend, for bfloat16 on tensor cores.
 
-    cupy: the module, or what stands for it.
+    cupy: the module, or what stands for it. capable: whether the device has such (compute capability 8.0).
     """
 
-    def __init__(self, cupy, kernels: Kernels):
-        self._cupy, self._kernels = cupy, kernels
-
-    @functools.cached_property
-    def _capable(self) -> bool:
-        return int(self._cupy.cuda.Device().compute_capability) >= 80
+    def __init__(self, cupy, kernels: Kernels, capable: bool):
+        self._cupy, self._kernels, self._capable = cupy, kernels, capable
 
     def fits(self, *arrays) -> bool:
         """Whether there are kernels for these q, k, v, and y or gradients."""

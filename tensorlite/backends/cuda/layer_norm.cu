@@ -32,22 +32,21 @@ KERNEL layer_norm(const Stored* __restrict__ x, const Real* __restrict__ weight,
 // gx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = gy * weight.
 //
 // The gradients of weight and bias are sums over rows, of gy * xhat and of gy. A warp adds up those of its rows, which
-// are every so many-th, eight at most; a block adds up its warps into its row of sums (gridDim.x, 2 C), unless that is null; and
-// sum_rows_of_sums adds up the blocks.
+// are every so many-th, eight at most; a block adds up its warps into its row of sums (gridDim.x, 2 C), and
+// sum_rows_of_sums adds up the blocks. Where sums is null there are none, and no shared memory is needed.
 KERNEL layer_norm_vjp(const Stored* gy, const Stored* x, const Real* weight, const Real* mean, const Real* rstd,
                       Stored* gx, Real* sums, Index N, Index C) {
     DYNAMIC_SHARED(Real, shared);  // (warps, 2, C)
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     Real *gweight = shared + warp * 2 * C, *gbias = gweight + C;
-    for (Index c = lane; c < C; c += WARP) gweight[c] = gbias[c] = 0;
+    for (Index c = lane; sums && c < C; c += WARP) gweight[c] = gbias[c] = 0;
     for (Index row = (Index)blockIdx.x * warps + warp; row < N; row += (Index)gridDim.x * warps) {
         const Stored *__restrict__ gy_row = gy + row * C, *__restrict__ x_row = x + row * C;
         Stored* __restrict__ gx_row = gx + row * C;
         Real first = real(x_row[0]), mu = mean[row], r = rstd[row], sum = 0, along = 0;
         for (Index c = lane; c < C; c += WARP) {
             Real g = real(gy_row[c]), xhat = (real(x_row[c]) - first - mu) * r;
-            gweight[c] += g * xhat;
-            gbias[c] += g;
+            if (sums) gweight[c] += g * xhat, gbias[c] += g;
             if (weight) g *= weight[c];
             sum += g;
             along += g * xhat;
