@@ -1,10 +1,13 @@
 """The options that say where to compute: what they refuse, and that the GPU's reach the backend and the model."""
 
+import errno
+import os
 import re
 import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,14 +160,56 @@ def test_a_run_that_diverges_ends_in_one_sentence(device, cwd, monkeypatch, caps
     assert re.fullmatch(rf"train: error: {what}: lower --learning-rate .*\n", err)
 
 
-def test_slow_compilation_is_announced(device, monkeypatch, capsys):
+def test_slow_compilation_is_announced_once_and_each_part_told(device, monkeypatch, capsys):
     compile_module = strict_cuda.RawModule.compile
     monkeypatch.setattr(kernels, "SLOW", 0.0)
+    monkeypatch.setattr(kernels, "prepare_cache", lambda: (Path("here"), ""))
+    monkeypatch.setattr(device, "_kernels", kernels.Kernels(device.xp))
     monkeypatch.setattr(strict_cuda.RawModule, "compile", lambda module: time.sleep(0.05) or compile_module(module))
-    device.relu(device.asarray(np.ones(3, np.float32)))
-    assert capsys.readouterr().err == "compiling the GPU's kernels, once on this machine ...\n"
-    device.relu(device.asarray(np.ones(3, np.float32)))
-    assert capsys.readouterr().err == ""
+    for dtype in (np.float32, np.float32, np.float64, np.float64):
+        device.relu(device.asarray(np.ones(3, dtype)))
+    told = "compiling the GPU's kernels, once on this machine: float32 ...\ncompiling the GPU's kernels: float64 ...\n"
+    assert capsys.readouterr().err == told
+
+
+def full_disk(**_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+CACHES = {  # what is where CuPy's folder would be, and why it cannot be one
+    "new": (lambda home, patch: None, ""),
+    "a file": (lambda home, patch: (home / ".cupy").write_text(""), "Not a directory"),
+    "no home": (lambda home, patch: patch.setenv("HOME", str(home / ".cupy" / "file" / "x")), "Not a directory"),
+    "read-only": (lambda home, patch: patch.setenv("HOME", "/proc"), "No such file or directory"),
+    "full": (
+        lambda home, patch: patch.setattr(kernels.tempfile, "TemporaryFile", full_disk),
+        "No space left on device",
+    ),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the folder /proc, which takes no files, is Linux's")
+@pytest.mark.parametrize("cache", CACHES)
+def test_kernels_are_kept_in_memory_where_cupys_folder_cannot_be_written(cache, device, tmp_path, monkeypatch, capsys):
+    make, problem = CACHES[cache]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CUPY_CACHE_DIR", "CUPY_CACHE_IN_MEMORY"):
+        monkeypatch.setenv(name, "")
+    if cache == "no home":
+        (tmp_path / ".cupy").mkdir()
+        (tmp_path / ".cupy" / "file").write_text("")
+    make(tmp_path, monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(kernels, "prepare_cache", kernels.prepare_cache.__wrapped__)
+    folder, why = kernels.prepare_cache()
+    assert (folder, why) == (Path.home() / ".cupy" / "kernel_cache", problem)
+    assert (os.environ["CUPY_CACHE_IN_MEMORY"], os.environ["CUPY_CACHE_DIR"]) == (("1", os.sep) if why else ("", ""))
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(kernels, "prepare_cache", lambda: (folder, why))
+    kernels.Announcement()._tell("float32")
+    again = f"in each run anew, as {folder} cannot be written ({why}; set CUPY_CACHE_DIR to a folder that can)"
+    told = again if why else "once on this machine"
+    assert capsys.readouterr().err == f"compiling the GPU's kernels, {told}: float32 ...\n"
 
 
 def test_too_little_memory_is_one_sentence(device, cwd, monkeypatch, capsys):

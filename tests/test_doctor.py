@@ -16,7 +16,7 @@ from strict_cuda import Stream
 import tensorlite
 from tensorlite import BackendError
 from tensorlite.backends.numpy_backend import NumpyBackend
-from tensorlite.doctor import __main__, examine
+from tensorlite.doctor import __main__, checks, examine
 from tensorlite.doctor.checks import CHECKS, Check, Machine
 
 WORKS = "--backend cupy works here"
@@ -91,8 +91,10 @@ def play(monkeypatch, tmp_path):
 
     def play(
         driver=True, wheels=("cupy-cuda13x",), nvrtc=lambda: (13, 2), cublas=lambda part: 13 - part, headers=tmp_path,
-        backend=None, hidden=None, modules=(), **device,
+        backend=None, hidden=None, modules=(), cache="", **device,
     ):  # fmt: skip
+        monkeypatch.setattr(checks, "prepare_cache", lambda: (Path("/home/me/.cupy"), cache))
+
         def cdll(name, *args, **kwargs):
             if name not in ("libcuda.so.1", "nvcuda.dll"):
                 return load(name, *args, **kwargs)
@@ -226,6 +228,14 @@ CASES = {
         {"backend": Backend(relu=stop(Exception('k.cu(1): catastrophic error: could not open source file "x.h"')))},
         "kernel failed",
         ["kernel failed (", CUDA13],
+    ),
+    "a cache that is full": (
+        {"cache": "No space left on device"},
+        "kernel cache failed",
+        [
+            f"{WORKS}, compiling its kernels in each run: kernel cache failed (/home/me/.cupy: No space left on",
+            "set CUPY_CACHE_DIR to a folder that can be written",
+        ],
     ),
     "no ml_dtypes": ({"modules": {"ml_dtypes": None}}, "ml_dtypes missing", ["in float32 only", CUDA13]),
     "no bfloat16": ({"capability": 75}, "bfloat16 failed", ["in float32 only"]),

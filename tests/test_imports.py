@@ -34,8 +34,8 @@ TENSORLITE = {
     "optim": {"nn", "tensor", "backends", "words"},
     "gradcheck": {"gradcheck", "nn", "tensor", "autograd", "backends"},
     "tools": {"tools", "autograd", "backends", "nn", "tensor"},
-    "doctor": {"doctor"},  # of the others the public names only
-    "pytest_plugin": set(),  # the same
+    "doctor": {"doctor", "backends"},  # for CuPy's cache; of the others the public names only
+    "pytest_plugin": set(),  # the public names only
 }
 PLAIN = {"advice", "errors", "files", "terminal"}  # what knows nothing of language models
 GPT = {
@@ -50,7 +50,7 @@ GPT = {
     "models": {"models", "generate", "settings", "tensor_file", *PLAIN},
     "config": {"models", "settings", "text", *PLAIN},
     "checkpoint": {"config", "models", "settings", "tensor_file", "text", *PLAIN},
-    "device": {"errors", "models"},
+    "device": {"errors", "models", "terminal"},
     "needs": {"config", "models", "text"},
     "memory": {"advice", "config", "errors", "models", "needs", "text"},
     "plan": {"config", "models", "needs"},

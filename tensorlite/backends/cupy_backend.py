@@ -15,7 +15,7 @@ from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_sca
 from tensorlite.backends.cuda.cublas import Gemm
 from tensorlite.backends.cuda.failures import explain_failure
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
-from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers
+from tensorlite.backends.cuda.kernels import STORAGE, Kernels, null_pointers, prepare_cache
 from tensorlite.backends.cuda.replay import GraphStream, Replay
 from tensorlite.backends.cuda.uploads import Uploads
 
@@ -389,6 +389,7 @@ def _row_threads(length: int) -> int:
 def load() -> CupyBackend:
     """The backend, if there is a CuPy with a device to run on. BackendError says what is missing."""
     doctor = "python -m tensorlite.doctor says what to install"
+    prepare_cache()
     try:
         import cupy
         from cupyx.scipy import special

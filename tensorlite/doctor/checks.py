@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import tensorlite
+from tensorlite.backends.cuda.kernels import prepare_cache
 
 TOLERANCE = 2e-3  # of the largest value: these gradients move by 3e-7 in another order of sums, by 5e-4 in TF32,
 ROUGH = 0.05  # and by 0.012 in bfloat16
@@ -128,8 +129,16 @@ def check_cupy(machine: Machine) -> str:
     if made_for > machine.cuda_major():
         limits = f"CUDA up to {_version(machine.newest_cuda)}, a GPU of compute capability {machine.capability / 10}"
         raise Problem(f"{wheel} is too new for this machine: a driver for {limits}", machine.install())
+    prepare_cache()
     cupy = importlib.import_module("cupy")
     return f"{cupy.__version__} ({wheel}), CUDA runtime {_version(cupy.cuda.runtime.runtimeGetVersion())}"
+
+
+def check_cache(_: Machine) -> str:
+    folder, problem = prepare_cache()
+    if problem:
+        raise Problem(f"{folder}: {problem}", "set CUPY_CACHE_DIR to a folder that can be written")
+    return str(folder)
 
 
 def check_nvrtc(_: Machine) -> str:
@@ -249,6 +258,7 @@ CHECKS = (
     Check("NVIDIA driver", check_driver),
     Check("GPU", check_gpu, needs=("NVIDIA driver",)),
     Check("CuPy", check_cupy),
+    Check("kernel cache", check_cache, needs=("CuPy",), without="compiling its kernels in each run"),
     Check("NVRTC", check_nvrtc, needs=("CuPy",)),
     Check("CUDA headers", check_headers, needs=("CuPy",)),
     Check("ml_dtypes", lambda _: importlib.import_module("ml_dtypes").__version__, without=FLOAT32),

@@ -1,7 +1,10 @@
 """The CUDA kernels of `cuda/*.cu`, compiled when they are first needed."""
 
 import contextlib
+import functools
+import os
 import sys
+import tempfile
 import threading
 from importlib import resources
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 # All but flash_attention.cu, which wants constants of its own.
 FILES = ("elementwise.cu", "layer_norm.cu", "attention.cu", "tokens.cu", "optimizer.cu")
 SLOW = 0.5  # seconds that compiling may take before its user is told; what CuPy finds on disk takes less
+CACHE_BYTES = 4 << 20  # more than what CuPy keeps of a run's kernels
 STORAGE = {"float64": 64, "float32": 32, "bfloat16": 16}  # dtype name -> what the files are compiled for
 
 
@@ -25,7 +29,7 @@ class Kernels:
     """
 
     def __init__(self, cupy):
-        self._cupy = cupy
+        self._cupy, self._announced = cupy, Announcement()
         self._modules, self._functions = {}, {}
 
     def __call__(self, name: str, dtype):
@@ -48,7 +52,7 @@ class Kernels:
         if key not in self._modules:
             options = (f"-DSTORAGE={STORAGE[dtype_name]}", "-std=c++17", *options)
             module = self._cupy.RawModule(code=source(*files), options=options)
-            with announce_compilation():
+            with self._announced(" ".join((dtype_name, *(option.removeprefix("-D") for option in options[2:])))):
                 module.compile()
             self._modules[key] = module
         return self._modules[key]
@@ -59,14 +63,46 @@ def null_pointers(args: tuple) -> tuple:
     return tuple(0 if a is None else a for a in args)
 
 
-@contextlib.contextmanager
-def announce_compilation():
-    """Within it, say what takes so long if it does."""
-    text = "compiling the GPU's kernels, once on this machine ..."
-    timer = threading.Timer(SLOW, lambda: print(text, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
+@functools.cache
+def prepare_cache() -> tuple[Path, str]:
+    """CuPy's folder for compiled kernels, and why it cannot be used, if so.
+
+    To be called before CuPy is imported, which makes the folder then, writes into it at each new kernel, and stops
+    where it cannot. Such a CuPy is told to keep its kernels in memory, and that its folder is one that there is.
+    """
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache")
     try:
-        yield
-    finally:
-        timer.cancel()
+        folder = folder.expanduser()
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(CACHE_BYTES))
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a user whose home is not known
+        os.environ |= {"CUPY_CACHE_IN_MEMORY": "1", "CUPY_CACHE_DIR": os.sep}
+        return folder, getattr(error, "strerror", None) or str(error)
+    return folder, ""
+
+
+class Announcement:
+    """`with announcement(what):` says that this is being compiled, if it takes long; the first one says how often it
+    will be."""
+
+    def __init__(self):
+        folder, problem = prepare_cache()
+        self._often = "once on this machine"
+        if problem:
+            other = "set CUPY_CACHE_DIR to a folder that can"
+            self._often = f"in each run anew, as {folder} cannot be written ({problem}; {other})"
+
+    @contextlib.contextmanager
+    def __call__(self, what: str):
+        timer = threading.Timer(SLOW, self._tell, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell(self, what: str) -> None:
+        often, self._often = self._often, ""
+        print(f"compiling the GPU's kernels{', ' * bool(often)}{often}: {what} ...", file=sys.stderr, flush=True)
