@@ -6,7 +6,8 @@
 // ends the launch with a message; the process lives on.
 //
 // Stricter than the hardware: no thread may end where others of its block have yet to reach a barrier, or where lanes
-// of its warp have yet to shuffle, vote or meet with it in their mask.
+// of its warp have yet to shuffle, vote or meet with it in their mask; and after lanes have issued different numbers of
+// cp.async, and so gone apart, there is a __syncwarp() or __syncthreads() before ldmatrix, which wants them together.
 //
 // Not seen: races that no order of threads shows; a missing __syncwarp() before a shuffle, mma or ldmatrix (they let
 // the warp's writes be seen here); races between blocks, and waiting of one block for another (it never ends); indices
@@ -137,6 +138,7 @@ struct Fiber {
     Context context;
     Copy* copies;            // of the thread that runs on it, in the order of their issue
     unsigned copying, group; // their number; that of the groups committed
+    unsigned issued;         // how many since the thread was last together with its warp
     Fiber* next;             // in the list of those that no thread runs on
 };
 
@@ -266,7 +268,7 @@ inline Fiber& enter(unsigned thread, Fiber* fiber = nullptr) {
     threadIdx = m.index[thread];
     if (!m.fiber[thread]) {
         m.fiber[thread] = fiber ? fiber : free_fiber();
-        m.fiber[thread]->copying = m.fiber[thread]->group = 0;
+        m.fiber[thread]->copying = m.fiber[thread]->group = m.fiber[thread]->issued = 0;
     }
     return *m.fiber[thread];
 }
@@ -668,6 +670,13 @@ template <bool transposed> struct LoadMatrix {
     const void* row;
 
     static void work(Warp& warp, unsigned) {
+        unsigned first = (&warp - machine.warp) * LANES;
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            unsigned issued = machine.fiber[first + lane]->issued, other = machine.fiber[first]->issued;
+            if (issued != other)
+                fail(first + lane, warp.line[lane], "ldmatrix without a __syncwarp() after lane %u has issued %u cp.async "
+                     "and lane 0 %u", lane, issued, other);
+        }
         for (unsigned lane = 0; lane < LANES; lane++)
             for (unsigned i = 0; i < 4; i++) {
                 uint16_t pair[2];
@@ -724,12 +733,14 @@ inline void __syncthreads(int line = __builtin_LINE()) {
         cuda_on_cpu::fail(m.current, line, "divergent barrier: %u threads are in the __syncthreads() of line %d",
                           m.arrived, m.barrier_line);
     m.barrier_line = line;
+    m.fiber[m.current]->issued = 0;
     cuda_on_cpu::current_warp().at_barrier |= 1u << cuda_on_cpu::current_lane();
     if (++m.arrived == m.live) cuda_on_cpu::release_barrier();
     cuda_on_cpu::pause();
 }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
+    cuda_on_cpu::machine.fiber[cuda_on_cpu::machine.current]->issued = 0;
     cuda_on_cpu::meet(mask, line, cuda_on_cpu::nothing, nullptr);
 }
 
@@ -796,6 +807,7 @@ inline void cp_async16(void* shared, const void* global, int line = __builtin_LI
     Fiber& fiber = *machine.fiber[machine.current];
     if (fiber.copying == MAX_COPIES) fail(machine.current, line, "cp.async: more than %zu under way", MAX_COPIES);
     memset(shared, 0xff, 16);
+    fiber.issued++;
     fiber.copies[fiber.copying++] = {(char*)shared, (const char*)global, fiber.group};
 }
 inline void cp_async_commit() { cuda_on_cpu::machine.fiber[cuda_on_cpu::machine.current]->group++; }

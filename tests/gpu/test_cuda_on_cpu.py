@@ -305,6 +305,11 @@ BUGS = {  # name: (what is replaced, by what, how it must be noticed: WRONG, or 
         "float d[4] = {}; unsigned a[4] = {}, b[2] = {}; if (threadIdx.x % 32 < 16) return; mma_bf16(d, a, b);",
         "ended",
     ),
+    "matrix loaded by lanes that have gone apart": (
+        "// here",
+        "unsigned r[4]; if (threadIdx.x % 32 < 8) cp_async16(row, x); ldmatrix_x4(r, row);",
+        "without a __syncwarp",
+    ),
     "row of a matrix at an odd address": ("// here", "unsigned r[4]; ldmatrix_x4(r, row + 1);", "modulo 16"),
     "row of a matrix in global memory": ("// here", "unsigned r[4]; ldmatrix_x4(r, x);", "shared memory"),
     "copy to an odd address": ("row + 4 * i, x", "row + 4 * i + 1, x", "modulo 16"),

@@ -304,6 +304,12 @@ __device__ inline void fetch_flags(FlagTile& tile, const Problem& problem, int f
     }
 }
 
+// The end of what a step fetches, more in some lanes than in others: mma and ldmatrix want a warp's lanes together.
+__device__ inline void commit() {
+    cp_async_commit();
+    __syncwarp();
+}
+
 // The end of a step and the begin of the next.
 __device__ inline void arrive() {
     cp_async_wait<0>();
@@ -350,7 +356,7 @@ KERNEL flash_attention(
         fetch<column_of_mma>(tiles.kv[step % 2].a, k, step * STEP);
         fetch<column_of_mma>(tiles.kv[step % 2].b, v, step * STEP);
         if (keep) fetch_flags<false>(tiles.flags[step % 2], problem, own.block_row, step * STEP);
-        cp_async_commit();
+        commit();
     };
     fetch<row_of_mma>(tiles.q, q, own.block_row);
     fetch_step(0);
@@ -457,7 +463,7 @@ __device__ inline void backward(
             cp_async16(&tiles.statistics[step % 2].delta[threadIdx.x], delta + step * STEP + threadIdx.x * 4);
         }
         if (problem.keep) fetch_flags<ROWS_ARE_KEYS>(tiles.flags[step % 2], problem, own.block_row, step * STEP);
-        cp_async_commit();
+        commit();
     };
     fetch<row_of_mma>(tiles.a, rows_a, own.block_row);
     fetch<row_of_mma>(tiles.b, rows_b, own.block_row);
