@@ -50,9 +50,9 @@ class Kernels:
     def _module(self, dtype_name: str, files: tuple[str, ...], *options: str):
         key = dtype_name, files, options
         if key not in self._modules:
-            options = (f"-DSTORAGE={STORAGE[dtype_name]}", "-std=c++17", *options)
-            module = self._cupy.RawModule(code=source(*files), options=options)
-            with self._announced(" ".join((dtype_name, *(option.removeprefix("-D") for option in options[2:])))):
+            every = f"-DSTORAGE={STORAGE[dtype_name]}", "-std=c++17"
+            module = self._cupy.RawModule(code=source(*files), options=(*every, *options))
+            with self._announced(dtype_name + " attention" * bool(options)):
                 module.compile()
             self._modules[key] = module
         return self._modules[key]
@@ -88,10 +88,10 @@ class Announcement:
 
     def __init__(self):
         folder, problem = prepare_cache()
-        self._often = "once on this machine"
+        self._often = ", once on this machine"
         if problem:
             other = "set CUPY_CACHE_DIR to a folder that can"
-            self._often = f"in each run anew, as {folder} cannot be written ({problem}; {other})"
+            self._often = f", in each run anew, as {folder} cannot be written ({problem}; {other})"
 
     @contextlib.contextmanager
     def __call__(self, what: str):
@@ -104,5 +104,5 @@ class Announcement:
             timer.cancel()
 
     def _tell(self, what: str) -> None:
-        often, self._often = self._often, ""
-        print(f"compiling the GPU's kernels{', ' * bool(often)}{often}: {what} ...", file=sys.stderr, flush=True)
+        print(f"compiling the GPU's kernels{self._often}: {what} ...", file=sys.stderr, flush=True)
+        self._often = ""
