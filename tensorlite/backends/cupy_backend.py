@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_scale
+from tensorlite.backends.cuda.card import SHARED_BYTES, Card
 from tensorlite.backends.cuda.cublas import Gemm
 from tensorlite.backends.cuda.failures import explain_failure
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
@@ -21,8 +22,6 @@ from tensorlite.backends.cuda.uploads import Uploads
 
 THREADS = 256  # of a block, where nothing speaks for another number
 WARP = 32
-OWN_BYTES = 9 << 10  # of shared memory, at most, that a kernel itself declares
-SHARED_BYTES = (48 << 10) - OWN_BYTES  # that it has beside those without asking for more
 
 
 def kernel_method(method):
@@ -50,17 +49,10 @@ class CupyBackend(Backend):
         self.xp = cupy
         self._special = special
         self._gemm = Gemm(cupy, cublas, tf32=False)
-        self._kernels = Kernels(cupy)
-        self._uploads = Uploads(cupy)
+        self._card, self._kernels, self._uploads = Card.of(cupy), Kernels(cupy), Uploads(cupy)
         self._graph_stream = None
-        runtime = cupy.cuda.runtime  # asked now: a device that has failed answers nothing
-        device, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
-        self._card, capability = device["name"].decode(), 10 * device["major"] + device["minor"]
-        self._most_shared = device["sharedMemPerBlockOptin"] - OWN_BYTES
-        self.emulates_bfloat16 = capability < 80
-        self._flash = FlashAttention(cupy, self._kernels, capable=capability >= 80)
-        cuda = f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}"
-        self._machine = f"{self._card}, compute capability {capability / 10}, {cuda}"
+        self.emulates_bfloat16 = self._card.capability < 80
+        self._flash = FlashAttention(cupy, self._kernels, capable=not self.emulates_bfloat16)
 
     # -- arrays and the host --
 
@@ -97,7 +89,7 @@ class CupyBackend(Backend):
         return self.xp.cuda.runtime.memGetInfo()[1]
 
     def describe(self):
-        return f"{self.name} on {self._card}"
+        return f"{self.name} on {self._card.name}"
 
     def explain_memory_error(self, error):
         if not isinstance(error, self.xp.cuda.memory.OutOfMemoryError):
@@ -106,7 +98,7 @@ class CupyBackend(Backend):
         return f"{str(error).rstrip('.')}; {free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free"
 
     def explain_failure(self, error):
-        return explain_failure(error, self._machine)
+        return explain_failure(error, self._card.machine)
 
     # -- products --
 
@@ -222,13 +214,12 @@ class CupyBackend(Backend):
         warp_bytes = 2 * C * mean.itemsize
         warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
         blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
-        wanted, fit = weight is not None or has_bias, warp_bytes <= self._most_shared
+        wanted, fit = weight is not None or has_bias, warp_bytes <= self._card.shared
         sums, shared = (self.xp.empty((blocks, 2 * C), mean.dtype), warps * warp_bytes) if wanted and fit else (None, 0)
         args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
         self._launch("layer_norm_vjp", gy.dtype, (blocks,), warps * WARP, *args, shared=shared)
         if sums is not None:
-            total = self._sum_of_sums(sums, gy.dtype)
-            gweight, gbias = total[:C], total[C:]
+            gweight, gbias = self._sum_of_sums(sums, gy.dtype).reshape(2, C)
         elif wanted:  # the sums of a row are too many for a block of this card
             x, gy = (as_rows(array).astype(mean.dtype, copy=False) for array in (x, gy))
             xhat = (x - x[:, :1] - mean[:, None]) * rstd[:, None]
@@ -331,13 +322,7 @@ class CupyBackend(Backend):
         if 0 in blocks:  # there is nothing to do, and CUDA takes no such grid
             return
         function, args = self._kernels(kernel, dtype), null_pointers(args)
-        if shared > self._most_shared:
-            raise BackendError(
-                f"{kernel} needs {shared:,} bytes of shared memory for so many tokens, and a block has "
-                f"{self._most_shared:,} on {self._card}: take a smaller --block-size, or --backend numpy"
-            )
-        if shared > SHARED_BYTES:
-            function.max_dynamic_shared_size_bytes = shared
+        self._card.share(kernel, function, shared)
         function(blocks, (threads,), args, shared_mem=shared)
 
     def _launch_packed(self, kernel: str, x, *args) -> None:

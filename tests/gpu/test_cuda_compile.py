@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tensorlite.backends
-from tensorlite.backends.cupy_backend import OWN_BYTES
+from tensorlite.backends.cuda.card import OWN_BYTES
 
 FOLDER = Path(tensorlite.backends.__file__).with_name("cuda")
 COMMON = FOLDER / "common.cuh"
