@@ -2,6 +2,8 @@
 
 import re
 
+import figures
+import numpy as np
 import pytest
 from lines import ROOT
 from outputs import BLOCK, run
@@ -30,6 +32,19 @@ def test_a_page_does_what_it_shows(page, cwd):
             drawn, kept = (re.findall(r">([^<>]+)</text>", (folder / picture).read_text(encoding="utf-8"))
                            for folder in (cwd, ROOT / "docs" / "img"))  # fmt: skip
             assert_alike("\n".join(drawn), "\n".join(kept))
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_figure_is_that_of_its_page(name, tmp_path):
+    def drawn(picture):
+        svg = picture.read_text(encoding="utf-8")
+        places = re.findall(r'\bd="([^"]*)"|<use [^>]*?x="([-\d.]+)" y="([-\d.]+)"', svg)
+        return re.findall(r">([^<>]+)</text>", svg), [float(x) for x in NUMBER.findall(" ".join(map(" ".join, places)))]
+
+    figures.draw(name, tmp_path / "again.svg")
+    (texts, places), (kept_texts, kept) = drawn(tmp_path / "again.svg"), drawn(ROOT / "docs" / "img" / f"{name}.svg")
+    assert_alike("\n".join(texts), "\n".join(kept_texts))
+    np.testing.assert_allclose(places, kept, atol=1.0)  # point of 1/72 inch
 
 
 def test_a_block_that_prints_is_followed_by_what_it_prints():
