@@ -24,7 +24,8 @@ IMAGES = Path(__file__).parent.absolute() / "img"
 def run(page: Path, module: ModuleType | None = None) -> Iterator[tuple[re.Match, str]]:
     """Each block of a page, with what it prints when they run one after the other in this folder.
 
-    module: where their names go. It is one that can be found, as a script's is: `explain` reads the docstrings of ops."""
+    module: where their names go; it can be found, as a script's can, for `explain` reads the docstrings of ops.
+    """
     module = module or ModuleType(page.stem)
     sys.modules[module.__name__] = module
     try:
