@@ -113,7 +113,7 @@ def shown_part(shape: GPTConfig, given: int, total: int) -> range:
 def page_data(model, tokenizer, given: Sequence[int], drawn: Sequence[Drawn] = ()) -> dict:
     """All that the page's script needs to know of them: see attention.html."""
     part = shown_part(model.config, len(given), len(given) + len(drawn))
-    ids = np.array([*given, *(token for token, _ in drawn)])[part.start : part.stop]  # (T,)
+    ids = np.concatenate([given, np.array([token for token, _ in drawn], np.int64)])[part.start : part.stop]  # (T,)
     logits, weights = look(model, ids)
     first = len(given) - part.start  # of those that were drawn: they keep what they were drawn by
     for at, (_, scores) in enumerate(drawn[: len(ids) - first + 1], first - 1):
@@ -122,16 +122,14 @@ def page_data(model, tokenizer, given: Sequence[int], drawn: Sequence[Drawn] = (
     n_layer, n_head, T, _ = weights.shape
     lower = weights[:, :, *np.tril_indices(T)]  # row after row
     plain = [[plain_pattern(head, ids) for head in layer] for layer in weights]
-    names = {
-        int(token): _name(tokenizer, token) for token in {*ids.tolist(), *(i for row in likeliest for i, _ in row)}
-    }
+    known = {*ids.tolist(), *(token for row in likeliest for token, _ in row)}
     return {
         "layers": n_layer,
         "heads": n_head,
         "symbols": model.vocab_size,
         "ids": ids.tolist(),
         "texts": _texts(tokenizer, ids),
-        "names": names,
+        "names": {token: _name(tokenizer, token) for token in sorted(known)},
         "first": min(first, T),
         "losses": losses,
         "likeliest": likeliest,
