@@ -67,7 +67,7 @@ def remembering(drawn: list[Drawn], checkpoint: Checkpoint) -> Callable[[Iterato
     """What the draws of `gpt.generate.draw` can pass through: those of the first sequence go to `drawn` too, with the
     logits of as many as a page can show. UserError for a model that has no attention."""
     check_attention(checkpoint)
-    most = most_tokens(checkpoint.config.gpt) + 1  # and what comes after them
+    most = most_tokens(checkpoint.config.gpt)  # of which one was given; and one comes after them
 
     def through(draws):
         for new, logits in draws:

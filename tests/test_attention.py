@@ -227,8 +227,9 @@ def test_a_page_of_a_sample(command, cwd):
     out, err = command(*args, "--attention=p.html", "--num-samples=2", "--quiet", **sampling)
     assert err == "warning: --attention shows the first sample alone\n"
     assert data_of(cwd / "p.html") == data
-    command(*args, "--attention=p.html", "--max-new-tokens=0", **sampling)
-    assert data_of(cwd / "p.html")["first"] == len("9 is")
+    for changed, first in (("--max-new-tokens=0", len("9 is")), ("--prompt=9", 1)):  # nothing of it, and nearly all
+        command(*args, changed, "--attention=p.html", **sampling)
+        assert data_of(cwd / "p.html")["first"] == first
 
 
 def test_a_link_stays(command, cwd):
@@ -315,6 +316,9 @@ def pages(tmp_path_factory):
         "one": page_data(model, tokenizer, ids[:1]),
     }.items():
         data["patterns"][0][1] = ("previous token", 0.62)
+        if name == "hostile":
+            data["texts"][3] = HOSTILE
+            data["names"] = dict.fromkeys(data["names"], HOSTILE)
         page = render(gpt.attention.TEMPLATE, "Attention", data | {"facts": [HOSTILE, "32 tokens"]})
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder
@@ -467,6 +471,8 @@ def test_it_fits_the_screen(opened, name, width):
 
 def test_text_is_never_markup(opened):
     browser = opened("hostile")
-    assert browser.execute_script("return document.images.length") == 0
-    assert browser.execute_script("return texts.join('')") == HOSTILE
+    hover(browser, ".token", 3)
     assert HOSTILE.strip() in text_of(browser, "#facts")[0]
+    for seen in (text_of(browser, ".token")[3], *text_of(browser, "#what"), *text_of(browser, "#likeliest .row")):
+        assert seen.startswith(HOSTILE.replace(" ", "·").strip())
+    assert browser.execute_script("return document.images.length") == 0
