@@ -96,7 +96,8 @@ def write_samples(
 ) -> list[str]:
     """Show the first sample as it is made, and the others after it. The new texts, if they are to be `kept`.
 
-    through: see `stream_pieces`."""
+    through: see `stream_pieces`.
+    """
     from gpt.generate import stream_pieces
 
     coloured = args.show_probs and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
