@@ -20,8 +20,8 @@ LIBRARIES, WORKER, CUDA = 46 << 20, 9 << 20, 400 << 20
 LAYER, GRAPH, MICRO_BATCH, SAMPLE, EVALUATION = 4500, 9000, 150, 1000, 40
 SAMPLE_TOKENS = 500  # of the sample that a run ends with
 FLASH_HEADS = (32, 64, 128)  # channels of a head for which there are kernels, in bfloat16
-# Of a feed-forward layer four times as wide inside:
-KEPT = {"relu": 4, "gelu": 8, "gelu_tanh": 8}  # arrays (B, T, C) that the feed-forward layer keeps for the way back:
+# Of a feed-forward layer that is four times as wide inside:
+KEPT = {"relu": 4, "gelu": 8, "gelu_tanh": 8}  # arrays (B, T, C) that it keeps for the way back:
 # its product's input and, but for relu, of which that is all, the slope or on a GPU gelu's input;
 FORWARD = {"relu": 9, "gelu": 17, "gelu_tanh": 25}  # those of its activation at work, with the residual stream;
 BACKWARD = {"relu": 9, "gelu": 5, "gelu_tanh": 5}  # and those it takes on the way back beside what is kept
