@@ -30,7 +30,7 @@ import figures
 
 RUNGS = LADDER[1:-1]  # the first is the bigram table, the last a GPT
 every_rung = pytest.mark.parametrize("rung", RUNGS)
-PAGE = (ROOT / "docs" / "ladder.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "lessons" / "08-ladder.md").read_text(encoding="utf-8")
 TARGETS = (2.5, 2.4, 2.28, 2.24, 2.08, 2.06)
 
 
@@ -172,7 +172,7 @@ def test_the_code_is_quoted():
     members = [m for module in modules for m in vars(module).values() if inspect.getmodule(m) is module]
     sources = [inspect.getsource(m) for m in members if inspect.isclass(m) or inspect.isfunction(m)]
     known = {re.sub(r'\n +"""(.|\n)*?"""\n+', "\n", source).strip() for source in sources}
-    quoted = [part for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) for part in block.split("\n\n\n")]
+    quoted = [part for block in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL) for part in block.split("\n\n\n")]
     assert {part.strip() for part in quoted} <= known
     assert len(quoted) > 8
 

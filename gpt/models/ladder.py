@@ -1,7 +1,7 @@
 """The ladder: from a table of pairs to a GPT, one idea a rung, as the "Let's build GPT" lecture climbs it.
 
 Rung 1 is the table (bigram.py). Rungs 2 to 6 are here, in their order. Rung 7 is the sixth made larger, with dropout,
-and with all heads in one product: the GPT of gpt.py. docs/ladder.md tells what each rung is worth.
+and with all heads in one product: the GPT of gpt.py. docs/lessons/08-ladder.md tells what each rung is worth.
 
 Initial weights are PyTorch's: N(0, 1) for the embeddings, uniform within 1 / sqrt(n_embd) for the linear layers. The
 head alone starts from N(0, 0.02), as the bigram table does, so that the first loss is that of a uniform guess.
