@@ -16,10 +16,13 @@ from matplotlib.figure import Figure
 import tensorlite as tl
 from gpt import GPT, GPTConfig
 from gpt.files import atomic_write
-from gpt.plot import STYLE
+from gpt.log import read_log
+from gpt.plot import STYLE, YARDSTICKS
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "img"
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), "-")  # to be told apart in print
+MARKERS = ("o", "s", "^", "D", "v", "P")
 OPS = str(Path(tl.ops.__file__).parent)
 
 
@@ -64,12 +67,13 @@ def memory(path: Path) -> None:
 
 def _live_bytes(step: Callable[[], object]) -> list[float]:
     """MiB held more than before `step`, each time that it has recorded an op or been through a vjp."""
-    held = []
+    held, arrays = [], tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)  # and none of Python's objects
 
     def look(frame, event, arg):
         code = frame.f_code
         if event == "return" and (code is tl.record.__code__ or _is_vjp(code)):
-            held.append(round(tracemalloc.get_traced_memory()[0] / 2**20, 2))  # without Python's own objects
+            traces = tracemalloc.take_snapshot().filter_traces([arrays]).traces
+            held.append(sum(trace.size for trace in traces) / 2**20)
 
     tracemalloc.start()
     sys.setprofile(look)
@@ -83,6 +87,66 @@ def _is_vjp(code) -> bool:
     return code.co_name in ("vjp", "<lambda>") and code.co_filename.startswith(OPS)
 
 
+def ladder(path: Path) -> None:
+    """Validation losses of the ladder's first six rungs, beside what counting reaches."""
+    ideas = ("bigram", "one head", "four heads", "feed-forward", "residual blocks", "layer norm")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(800 / 96, 420 / 96), layout="constrained")
+        axes = figure.subplots()
+        for i, idea in enumerate(ideas):
+            rows, _ = read_log(DOCS / "data" / "ladder" / f"ladder-{i + 1}.jsonl")
+            steps, losses = ([row[key] for row in rows[1:]] for key in ("step", "val_loss"))
+            (line,) = axes.plot(steps, losses, color="black", linestyle=LINES[i], linewidth=1.1, marker=MARKERS[i],
+                                markersize=5, markerfacecolor="white", label=f"{i + 1}  {idea}")  # fmt: skip
+            line.set_gid(f"ladder-{i + 1}")
+            axes.annotate(f"{i + 1}: {losses[-1]:.2f}", (steps[-1], losses[-1]), (8, (0, 0, 2, -2, 4, -4)[i]),
+                          textcoords="offset points", va="center", fontsize="small")  # fmt: skip
+        for name in YARDSTICKS[2:]:
+            axes.axhline(rows[0][name], color="#777777", linewidth=0.8, linestyle=":", zorder=1)
+            axes.text(2700, rows[0][name], f"{name}s counted", fontsize="small", color="#555555", va="bottom")
+        axes.set_xlabel("step")
+        axes.set_ylabel("validation loss (nats per character)")
+        axes.set_xlim(400, 5500)
+        axes.set_ylim(2.0, 3.0)  # where they differ: all begin at ln 65 = 4.17
+        axes.legend(loc="upper right")
+        save(figure, path)
+
+
+def saturation(path: Path) -> None:
+    """What softmax makes of the products of random queries and 16 keys, as they have more channels."""
+    widths = 2 ** np.arange(11)
+    curves = {name: np.array([_attended(d, scale(d)) for d in widths]) for name, scale in SCALES.items()}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(800 / 96, 320 / 96), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for (name, values), style, marker in zip(curves.items(), LINES, MARKERS, strict=False):
+            for axes, column in zip((left, right), values.T, strict=True):
+                axes.plot(widths, column, color="black", linestyle=style, linewidth=1.1, marker=marker, markersize=4.5,
+                          markerfacecolor="white", label=name)  # fmt: skip
+        left.axhline(1 / 16, color="#777777", linewidth=0.8, linestyle=":", zorder=1)
+        left.text(1024, 1 / 16, "1/16", fontsize="small", color="#555555", va="bottom", ha="right")
+        left.set(ylim=(0, 1), title="the largest p of 16 weights")
+        right.set(ylim=(0, 0.25), title="its slope p (1 − p)")
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(4 ** np.arange(6), [str(n) for n in 4 ** np.arange(6)])
+            axes.minorticks_off()
+            axes.set_xlabel("channels d of queries and keys")
+        left.legend(loc="upper left")
+        save(figure, path)
+
+
+SCALES = {"q · k": lambda d: 1.0, "q · k / √d": lambda d: d**-0.5}
+
+
+def _attended(d: int, scale: float) -> tuple[float, float]:
+    """Means over 500 queries and 60 sets of keys: the largest weight p, and p (1 - p), its slope by its own score."""
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((500, d)), rng.standard_normal((60 * 16, d))
+    largest = tl.softmax((q @ k.T * scale).reshape(-1, 16)).numpy().max(axis=-1)
+    return largest.mean(), (largest * (1 - largest)).mean()
+
+
 def save(figure: Figure, path: Path) -> None:
     """As an SVG without a date, so that the same numbers give the same file."""
     picture = io.BytesIO()
@@ -90,7 +154,7 @@ def save(figure: Figure, path: Path) -> None:
     atomic_write(path, picture.getvalue())
 
 
-FIGURES = {draw.__name__: draw for draw in (memory,)}
+FIGURES = {draw.__name__: draw for draw in (ladder, memory, saturation)}
 
 if __name__ == "__main__":
     main()
