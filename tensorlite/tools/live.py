@@ -47,10 +47,15 @@ class LiveArrays:
     def __init__(self, kind: type, cost: Cost):
         self._kind, self._cost = kind, cost
         self._alive: dict[int, _Alive] = {}
-        self.held: dict[Maker, tuple[int, int]] = {}  # how many arrays, and their bytes
+        self._held: dict[Maker, tuple[int, int]] = {}  # how many arrays, and their bytes
+        self._held_at_peak: dict[Maker, tuple[int, int]] = {}
         self.now = self.peak = 0
-        self.held_at_peak: dict[Maker, tuple[int, int]] = {}
         self.peak_after: Maker | None = None
+
+    @property
+    def held_at_peak(self) -> dict[Maker, tuple[int, int]]:
+        """Of each maker how many arrays, and their bytes."""
+        return {maker: figures for maker, figures in self._held_at_peak.items() if figures[0]}
 
     def owners(self, *values) -> dict:
         """The arrays in these values that own their memory, or what others are views of, by their ids."""
@@ -70,11 +75,12 @@ class LiveArrays:
                 reference.key, reference.maker, reference.nbytes = key, maker, array.nbytes
                 made, count = made + array.nbytes, count + 1
         if count:
-            arrays, nbytes = self.held.get(maker, (0, 0))
-            self.held[maker] = arrays + count, nbytes + made
+            arrays, nbytes = self._held.get(maker, (0, 0))
+            self._held[maker] = arrays + count, nbytes + made
             self.now += made
             if self.now > self.peak:
-                self.peak, self.held_at_peak, self.peak_after = self.now, dict(self.held), maker
+                self.peak, self.peak_after = self.now, maker
+                self._held_at_peak = dict(self._held)
         return made
 
     def close(self) -> None:
@@ -82,7 +88,7 @@ class LiveArrays:
         self._alive.clear()
 
     def _gone(self, reference: _Alive) -> None:
-        came, held = perf_counter(), self.held
+        came, held = perf_counter(), self._held
         del self._alive[reference.key]
         arrays, nbytes = held[reference.maker]
         held[reference.maker] = arrays - 1, nbytes - reference.nbytes

@@ -211,7 +211,7 @@ class Profile:
         path = outer.path
         if kind == "vjp":
             name, path = values["op"].name, values["op"].path
-            self.live.add(Maker(SUMS, path, True), values["gy"])  # if no vjp has made it
+            self.live.add(Maker(SUMS, path, False), values["gy"])  # if no vjp has made it
         elif kind == "module":
             name = type(values["self"]).__name__
             path = self._modules.path(values["self"]) or name
@@ -272,7 +272,7 @@ class Profile:
         if event == "call":
             self._fresh = leaf.grad is None
         elif self._fresh and leaf.grad is not None:
-            self.live.add(Maker(SUMS, "", True), leaf.grad)
+            self.live.add(Maker(SUMS, "", False), leaf.grad)
 
     def _watch_vjp(self, node: Node, op: Span) -> None:
         """Put a function in the place of the vjp whose calls are seen, with the op that they belong to."""
@@ -303,7 +303,7 @@ def profile(model: Module | None = None, backend: str | None = None) -> Profile:
 
     model: whose modules give the ops their paths; without it the module that is called first.
     backend: on whose arrays the ops work; the model's, or "numpy". On a GPU times are those between events on its
-        stream. They hold the waits for a host that is slower than the device.
+        stream, which hold the waits for a host that is slower than the device; capture no CUDA graph within.
 
     This thread alone is seen. The profiler's own time is in no figure but `p.cost`. An op made by `record` outside of
     this package is timed from its second call on.

@@ -1,11 +1,12 @@
 """A profile as text."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 WIDTH = 112  # columns of a table
 FEW = 20  # rows of modules that are readable
-MOST = 12  # holders of memory that are shown
+MOST = 16  # holders of memory that are shown
 OUTSIDE = "outside of the modules"
 NO_OP = {  # kinds of spans whose own time is no op's
     "all": "no op: Python, data",
@@ -78,7 +79,7 @@ def table(profile, depth: int | None) -> str:
         *_summary(profile), "",
         *_table("op", by_op(profile)), "",
         *_table(f"module, to depth {depth}", by_module(profile, depth)), "",
-        *_memory(profile, depth),
+        *_memory(profile),
     ])  # fmt: skip
 
 
@@ -107,7 +108,9 @@ def _summary(profile) -> list[str]:
         lines.append(f"The profiler took {_ms(cost.seconds)} ms of the host's time, which may be among those waits.")
     if profile.elsewhere:
         lines.append(f"Ops worked on other arrays than {profile.backend.name}'s: give profile() their backend.")
-    lines.append("A multiplication and an addition are 2 FLOP; causal attention counts in full. Only ops with FLOP/s count.")
+    lines.append(
+        "A multiplication and an addition are 2 FLOP; causal attention counts in full. Only ops with FLOP/s count."
+    )
     return lines
 
 
@@ -130,10 +133,10 @@ def _line(name: str, *columns) -> str:
     widths = (7, 7, 12, 13, 8, 10, 12, 12)
     cells = "".join(f"{cell or '':>{width}}" for cell, width in zip(columns, widths, strict=True))
     room = WIDTH - sum(widths)
-    return f"{name if len(name) < room else f'...{name[4 - room :]}':<{room}}{cells}"
+    return f"{name if len(name) < room else f'...{name[4 - room :]}':<{room}}{cells}".rstrip()
 
 
-def _memory(profile, depth: int) -> list[str]:
+def _memory(profile) -> list[str]:
     """Who held what when the arrays that ops have made came to the most."""
     live = profile.live
     if not live.peak:
@@ -142,24 +145,25 @@ def _memory(profile, depth: int) -> list[str]:
     where = f"{at.op}{' backward' if at.backward else ''}{f' in {at.path}' if at.path else ''}"
     held: dict[tuple, tuple[int, int]] = {}
     for maker, (arrays, nbytes) in live.held_at_peak.items():
-        if not arrays:  # of which all are gone
-            continue
-        key = maker.op + (" backward" if maker.backward else ""), folded(profile, maker.path, depth) or OUTSIDE
+        key = maker.op + " backward" * maker.backward, re.sub(r"\b\d+\b", "*", maker.path) or OUTSIDE
         before = held.get(key, (0, 0))
         held[key] = before[0] + arrays, before[1] + nbytes
     rows = sorted(held.items(), key=lambda item: -item[1][1])
     lines = [f"peak memory {_size(live.peak)}, after {where}; then held by"]
-    lines += [_holder(*key, *figures, live.peak) for key, figures in rows[:MOST]]
+    lines.append(_holder("op", "module", "arrays", "bytes", "share"))
+    lines += [_holder(*key, n, _size(nbytes), _percent(nbytes, live.peak)) for key, (n, nbytes) in rows[:MOST]]
     if rest := [figures for _, figures in rows[MOST:]]:
-        lines.append(_holder(f"{len(rest)} others", "", *map(sum, zip(*rest, strict=True)), live.peak))
+        n, nbytes = map(sum, zip(*rest, strict=True))
+        lines.append(_holder(f"{len(rest)} others", "", n, _size(nbytes), _percent(nbytes, live.peak)))
     weights = f" ({_size(profile.weights)})" if profile.weights else ""
     lines.append(f"Not counted: what an op makes and drops before it is over, and what no op makes: weights{weights},")
     lines.append("gradients and moments in flat arrays, data.")
     return lines
 
 
-def _holder(op: str, path: str, arrays: int, nbytes: int, total: int) -> str:
-    return f"  {op:<38}{path:<38}{arrays:>6} arrays{_size(nbytes):>12}{_percent(nbytes, total):>8}"
+def _holder(op: str, path: str, *columns) -> str:
+    arrays, nbytes, share = columns
+    return f"  {op:<38}{path:<40}{arrays:>10}{nbytes:>12}{share:>10}"
 
 
 def _count(n: int, what: str, plural: str = "s") -> str:
