@@ -163,11 +163,12 @@ class Profile:
         return self._latest
 
     def _seconds_of_an_event(self) -> float:
-        """What it takes to be told of a function that does not matter: before each, Python copies its variables."""
+        """What it takes to be told of a function that does not matter. Python copies its variables each time, of which
+        those of this package have five."""
 
-        def typical(x, y, size=0):
-            shape, size = (x, y), len(x)
-            return shape, size
+        def typical(x, y, weight=None, bias=None):
+            size = len(x)
+            return size
 
         def timed(calls=200):
             start = time.perf_counter()
