@@ -1,6 +1,7 @@
 """Profiles: where the time and the memory of passes went, and what that says is true."""
 
 import json
+import re
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from scripts import run
+from scripts import ROOT, run
 from test_divergence import make
 
 import tensorlite as tl
@@ -23,7 +24,7 @@ from tensorlite.optim import SGD
 from tensorlite.tools import profile
 from tensorlite.tools.live import LiveArrays, Maker
 from tensorlite.tools.report import WIDTH, by_module, by_op
-from tensorlite.tools.trace import trace_text
+from tensorlite.tools.trace import OURS, trace_text
 
 SLEEP = 0.03
 
@@ -325,8 +326,9 @@ def test_the_table(profiled):
 
 def check_trace(text: str) -> list[dict]:
     """The fields that the format asks for; on each row spans that lie in one another or apart."""
+    assert text.startswith(OURS)
     data = json.loads(text, parse_constant=pytest.fail)
-    assert data.keys() == {"otherData", "displayTimeUnit", "traceEvents"}
+    assert data.keys() == {"traceEvents"}
     kinds = {"M": {"args"}, "X": {"ts", "dur", "cat", "tid", "args"}, "C": {"ts", "args"}}
     for event in data["traceEvents"]:
         assert event.keys() >= {"ph", "pid", "name"} | kinds[event["ph"]]
@@ -406,9 +408,22 @@ def test_train_profiles_steps_and_writes_a_trace_alone(stepped):
     first, second, *_, last = printed.splitlines()
     assert first == ("profile of 3 plain steps in one process, with one thread of BLAS, after 2 to warm up; numpy")
     assert second.startswith("6 backward passes and 3 optimizer steps in ")
-    assert last == "trace: trace.json, to be opened in https://ui.perfetto.dev or chrome://tracing"
+    assert last == "trace: trace.json, to be opened in https://ui.perfetto.dev"
     assert {path.name for path in folder.iterdir()} <= {"trace.json", "cache"}
     check_trace((folder / "trace.json").read_text())
+
+
+def without_times(shown: str) -> list[str]:
+    """The lines that stay, each without its times and shares, in an order that has none to do with them."""
+    table, memory = shown.split("peak memory")
+    columns = [f"{line[:45]}{line[88:]}" for line in table.splitlines()[4:]]  # calls, made and gradients
+    return [*sorted(columns), *memory.splitlines()]
+
+
+def test_what_the_docs_show_is_what_there_is(tmp_path):
+    block = re.search(r"```\n\$ python (.*?)\n(.*?)```", (ROOT / "docs" / "profile.md").read_text(), re.DOTALL)
+    shown = run(*block[1].split(), cwd=tmp_path).stdout
+    assert without_times(shown) == without_times(block[2])
 
 
 @pytest.mark.parametrize(("options", "said"), [

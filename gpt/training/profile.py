@@ -43,7 +43,7 @@ def profile_steps(config: Config, device: Device, initial: Initial | None, steps
     for line in p.table().splitlines():
         say(line)
     atomic_write(TRACE, trace_text(p))
-    say(f"trace: {TRACE}, to be opened in https://ui.perfetto.dev or chrome://tracing")
+    say(f"trace: {TRACE}, to be opened in https://ui.perfetto.dev")
     return 0
 
 

@@ -111,7 +111,7 @@ class Profile:
         return table(self, depth)
 
     def trace(self, path: str | Path) -> None:
-        """Write a file that https://ui.perfetto.dev and chrome://tracing open."""
+        """Write a file in the Chrome trace format, which https://ui.perfetto.dev opens."""
         write_trace(self, path)
 
     @property
@@ -168,7 +168,7 @@ class Profile:
 
         def typical(x, y, weight=None, bias=None):
             size = len(x)
-            return size
+            return size, y
 
         def timed(calls=200):
             start = time.perf_counter()

@@ -99,17 +99,17 @@ def _summary(profile) -> list[str]:
     ops = sum(span.own_seconds for span in spans if span.kind in ("op", "vjp"))
     flop = sum(span.flop for span in spans)
     lines = [f"{_count(walks, 'backward pass', 'es')} and {_count(steps, 'optimizer step')} in {_ms(total)} ms, "
-             f"{_percent(ops, total)} of it in ops; {_scaled(flop)}FLOP, {_scaled(flop / total)}FLOP/s"]  # fmt: skip
+             f"{_percent(ops, total)} of it in ops; {_scaled(flop)}FLOP, {_rate(flop, total)}FLOP/s"]  # fmt: skip
     own = f"{_ms(cost.seconds)} ms, {_percent(cost.seconds, total + cost.seconds)} of the time that passed"
     if profile.backend.name == "numpy":
-        lines.append(f"The profiler took {own}; none of that is in the figures below.")
+        lines.append(f"The profiler took {own}: left out below, but not the caches it uses up.")
     else:
         lines.append("Times are the device's, between events: where it waits for the host, they hold that wait.")
         lines.append(f"The profiler took {_ms(cost.seconds)} ms of the host's time, which may be among those waits.")
     if profile.elsewhere:
         lines.append(f"Ops worked on other arrays than {profile.backend.name}'s: give profile() their backend.")
     lines.append(
-        "A multiplication and an addition are 2 FLOP; causal attention counts in full. Only ops with FLOP/s count."
+        "FLOP are those of matrix products and attention, 2 for a multiplication and an addition, masked or not."
     )
     return lines
 
@@ -122,7 +122,7 @@ def _table(what: str, rows: dict[str, Row]) -> list[str]:
         lines.append(_line(
             name, row.calls or "", row.backward_calls or "", row.forward and _ms(row.forward),
             row.backward and _ms(row.backward), _percent(row.seconds, total),
-            row.flop and _scaled(row.flop / row.seconds), row.made and _size(row.made),
+            row.flop and _rate(row.flop, row.seconds), row.made and _size(row.made),
             row.gradients and _size(row.gradients),
         ))  # fmt: skip
     forward, backward = (sum(getattr(row, side) for row in rows.values()) for side in ("forward", "backward"))
@@ -151,8 +151,9 @@ def _memory(profile) -> list[str]:
     rows = sorted(held.items(), key=lambda item: -item[1][1])
     lines = [f"peak memory {_size(live.peak)}, after {where}; then held by"]
     lines.append(_holder("op", "module", "arrays", "bytes", "share"))
-    lines += [_holder(*key, n, _size(nbytes), _percent(nbytes, live.peak)) for key, (n, nbytes) in rows[:MOST]]
-    if rest := [figures for _, figures in rows[MOST:]]:
+    many = sum(nbytes >= live.peak / 1000 for _, (_, nbytes) in rows[:MOST])
+    lines += [_holder(*key, n, _size(nbytes), _percent(nbytes, live.peak)) for key, (n, nbytes) in rows[:many]]
+    if rest := [figures for _, figures in rows[many:]]:
         n, nbytes = map(sum, zip(*rest, strict=True))
         lines.append(_holder(f"{len(rest)} others", "", n, _size(nbytes), _percent(nbytes, live.peak)))
     weights = f" ({_size(profile.weights)})" if profile.weights else ""
@@ -172,6 +173,10 @@ def _count(n: int, what: str, plural: str = "s") -> str:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f}"
+
+
+def _rate(flop: int, seconds: float) -> str:
+    return _scaled(flop / seconds) if seconds else ""
 
 
 def _percent(part: float, whole: float) -> str:

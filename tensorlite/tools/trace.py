@@ -1,16 +1,23 @@
-"""A profile in the Chrome trace format (Google, "Trace Event Format"), which Perfetto and chrome://tracing open."""
+"""A profile in the Chrome trace format (Google, "Trace Event Format"), which Perfetto opens."""
 
 import json
 import os
 from pathlib import Path
 
 FORWARD, BACKWARD = 1, 2  # numbers of the rows
-OURS = '{"otherData":{"producer":"tensorlite.tools.profile"'  # what a file of this module begins with
+_PROCESS = {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "tensorlite.tools.profile"}}
+
+
+def _json(value) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+OURS = _json({"traceEvents": [_PROCESS]})[:-2]  # what a file of this module begins with
 
 
 def trace_text(profile) -> str:
     """Two rows, forward and backward, of spans that lie in one another, and how much memory was in use."""
-    events = [{"ph": "M", "pid": 1, "tid": 0, "name": "process_name", "args": {"name": "tensorlite"}}]
+    events = [_PROCESS]
     for row, name in ((FORWARD, "forward"), (BACKWARD, "backward")):
         events.append({"ph": "M", "pid": 1, "tid": row, "name": "thread_name", "args": {"name": name}})
         events.append({"ph": "M", "pid": 1, "tid": row, "name": "thread_sort_index", "args": {"sort_index": row}})
@@ -19,9 +26,7 @@ def trace_text(profile) -> str:
         if span.kind in ("op", "vjp"):
             held = {"bytes made by ops": span.held}
             events.append({"ph": "C", "pid": 1, "tid": 0, "name": "memory", "ts": _micro(span.end), "args": held})
-    other = {"producer": "tensorlite.tools.profile", "profiler_ms": round(1e3 * profile.cost.seconds, 3)}
-    data = {"otherData": other, "displayTimeUnit": "ms", "traceEvents": events}
-    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return _json({"traceEvents": events})  # and nothing else: displayTimeUnit has viewers disagree on what ts is in
 
 
 def _complete(span) -> dict:
