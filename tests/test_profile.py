@@ -8,11 +8,14 @@ import time
 import tracemalloc
 
 import numpy as np
+import profile_cost
 import pytest
-from scripts import ROOT, run
+from scripts import ROOT, TEXT, TINY, run
 from test_divergence import make
 
 import tensorlite as tl
+import train
+from gpt.errors import UserError
 from gpt.models.gpt import GPT
 from gpt.models.kinds import build_model
 from gpt.models.shape import GPTConfig
@@ -165,6 +168,14 @@ def test_profiling_changes_no_bit():
         with profile(seen.model):
             seen.train_step()
         np.testing.assert_array_equal(trainer.flat.data, seen.flat.data)
+
+
+def test_the_benchmark_of_its_cost():
+    with make() as trainer:
+        (plain, profiled, told, cost), *others = profile_cost.turns(trainer, 2)
+    assert len(others) == 1
+    assert min(plain, told, cost) > 0
+    assert profiled > told
 
 
 # --- memory ---
@@ -392,6 +403,18 @@ def test_on_a_device_events_tell_the_time(device):
     assert p.live.peak == by_op(p)["exp"].made == 8
 
 
+def test_train_profiles_on_a_device_without_a_graph(device, cwd, monkeypatch, capsys):
+    (cwd / "text.txt").write_text(TEXT)
+    monkeypatch.setattr("sys.argv", ["train.py", *TINY, "--backend=cupy", "--profile=1"])
+    assert train.main() == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == (
+        "profile of 1 plain step in one process, without a CUDA graph, after 2 to warm up; cupy on a stand-in"
+    )
+    assert second.startswith("1 backward pass and 1 optimizer step in ")  # the batch is not cut
+    check_trace((cwd / "trace.json").read_text())
+
+
 # --- train.py ---
 
 
@@ -437,9 +460,6 @@ def test_what_the_docs_show_is_what_there_is(tmp_path):
     ("--graph", "--graph has no effect with --profile"),
 ])  # fmt: skip
 def test_what_does_not_go_with_it(options, said, monkeypatch):
-    import train
-    from gpt.errors import UserError
-
     monkeypatch.setattr("sys.argv", ["train.py", "--profile=2", options])
     with pytest.raises(UserError, match=said):
         train.main()

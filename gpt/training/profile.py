@@ -32,8 +32,9 @@ def profile_steps(config: Config, device: Device, initial: Initial | None, steps
     train = config.train if cpu else replace(config.train, micro_batch_size=0)
     backend = backend_of(model.token_table.data)
     backend.tune_allocator()
-    how = "one process, with one thread of BLAS" if cpu else "one process, without a CUDA graph"
-    say(f"profile of {steps} plain steps in {how}, after {WARM_UP} to warm up; {backend.describe()}")
+    how = "with one thread of BLAS" if cpu else "without a CUDA graph"
+    counted = f"{steps} plain step{'s' if steps > 1 else ''}"
+    say(f"profile of {counted} in one process, {how}, after {WARM_UP} to warm up; {backend.describe()}")
     with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"), Trainer(model, dataset, train) as trainer:
         for _ in range(WARM_UP):
             trainer.train_step()

@@ -238,7 +238,7 @@ class Profile:
             self._made(opened, result)
         elif span.kind == "vjp" and result is not None:
             span.made = self.live.add(Maker(span.name, span.path, True), result, opened.operands)
-            span.flop = backward_flop(span.name, opened.op.flop, result)
+            span.flop = opened.op.flop and backward_flop(span.name, opened.op.flop, result)
         self._pop(mark)
 
     def _made(self, opened: _Open, result) -> None:
