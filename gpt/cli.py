@@ -147,7 +147,17 @@ def add_option(group, f: Field, default) -> None:
         settings["action"] = argparse.BooleanOptionalAction
     else:
         settings |= {"type": kinds[0], "metavar": _metavar(f, kinds[0])}
+    if list in kinds:
+        settings["action"] = _Several
     group.add_argument(as_option(f.name), **settings)
+
+
+class _Several(argparse.Action):
+    """The value of an option that is given once, the list of those of one that is given several times."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        before = getattr(namespace, self.dest, [])
+        setattr(namespace, self.dest, [*([before] if isinstance(before, str) else before), value] if before else value)
 
 
 def _help(f, default) -> str:

@@ -21,7 +21,9 @@ from gpt.text.tokenizers import BPE_SIZE, kind_of
 from tensorlite.random import MAX_SEED
 
 MAX_PRESET = 2**20  # bytes of a TOML file
-PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture")
+LADDER = tuple(f"ladder-{rung}" for rung in range(1, 8))
+PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture", *LADDER)
+SAME = {"ladder-7": "lecture"}  # presets under another name
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,15 @@ class TrainConfig:
 
     preset: str = option("", "the preset this configuration started from", flag=False)
     model: str = option(
-        "gpt", "gpt, or bigram for a table of next-symbol logits", choices=tuple(MODEL_KINDS), flag=False
+        "gpt",
+        "gpt, bigram for a table of next-symbol logits, or a rung of the ladder",
+        choices=tuple(MODEL_KINDS),
+        flag=False,
     )
-    data: str | None = option(
-        None, "a UTF-8 text file, or shakespeare, pydoc, ab; without it shakespeare if it can be had, else pydoc"
+    data: str | list | None = option(
+        None,
+        "a UTF-8 text file, or a folder of them, or shakespeare, pydoc, ab; given several times, all of them joined in "
+        "the order of their names; without it shakespeare if it can be had, else pydoc",
     )
     init_from: str | None = option(
         None, "weights to start from, and their shape: a run, a checkpoint, or a folder or file with a GPT-2"
@@ -152,7 +159,7 @@ def option_fields() -> dict:
 def load_preset(name: str) -> Config:
     """The preset of that name, or the TOML file at that path."""
     if name in PRESETS:
-        text = resources.files("gpt").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+        text = resources.files("gpt").joinpath("presets", f"{SAME.get(name, name)}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml"):
         try:
             with explained("read the preset", name):

@@ -31,6 +31,7 @@ def main() -> int:
 
 def described(checkpoint: Checkpoint) -> list[str]:
     """All but the weights."""
+    data = checkpoint.config.train.data
     config, tokenizer, progress = checkpoint.config, checkpoint.tokenizer, checkpoint.progress
     count = MODEL_KINDS[config.train.model].num_parameters(config.gpt)
     symbols = shortened(repr(tokenizer.symbols)) if tokenizer.kind == "char" else ""
@@ -41,7 +42,7 @@ def described(checkpoint: Checkpoint) -> list[str]:
     facts = {
         "model": f"{config.train.model}, {count:,} parameters",
         "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} symbols{': ' * bool(symbols)}{symbols}",
-        "text": config.train.data or "not named",
+        "text": ", ".join(data) if isinstance(data, list) else data or "not named",
         "fingerprint": checkpoint.fingerprint,
         "progress": f"step {progress.step:,} of {config.train.max_iters:,}, {progress.seconds:.0f} seconds",
         "best val loss": f"{best}; last evaluated at step {progress.evaluated_step:,}",

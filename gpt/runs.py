@@ -21,6 +21,7 @@ from gpt.files import explained, refuse_link
 from gpt.log import read_log
 from gpt.models.kinds import MODEL_KINDS
 from gpt.terminal import printable, say
+from gpt.text.sources import short_name
 from gpt.text.tokenizers import readable
 from gpt.training.run_folder import RUNS, is_training, no_run_in
 
@@ -68,7 +69,7 @@ class Run:
             "name": self.folder.name or str(self.folder),
             "model": config and config.train.model,
             "parameters": config and MODEL_KINDS[config.train.model].num_parameters(config.gpt),
-            "text": Path(config.train.data).name if config and config.train.data else None,
+            "text": short_name(config.train.data) if config and config.train.data else None,
             "steps": progress.step if progress else row.get("step"),
             "time": progress.seconds if progress else row.get("elapsed"),
             "loss": self.best.get("val_loss"),

@@ -25,9 +25,11 @@ def check_fields(config, spell=str) -> None:
         if float in kinds and type(value) is int and abs(value) < 2**63:
             value = float(value)
             object.__setattr__(config, f.name, value)
-        if type(value) not in kinds:
+        listed = isinstance(value, list) and list in kinds
+        if type(value) not in kinds or (listed and (not value or {*map(type, value)} != {kinds[0]})):
             raise UserError(f"{spell(f.name)} must be of type {kinds[0].__name__}, got {shown(value)}")
-        _check_range(spell(f.name), f.metadata, value)
+        for single in value if isinstance(value, list) else [value]:
+            _check_range(spell(f.name), f.metadata, single)
 
 
 def _check_range(name: str, limits, value) -> None:

@@ -13,7 +13,20 @@ import termios
 from pathlib import Path
 
 import pytest
-from scripts import AGAIN, LOG_KEYS, RUN, TEXT, TINY, assert_complaint, assert_same_run, log, run, start_long, train
+from scripts import (
+    AGAIN,
+    LOG_KEYS,
+    RUN,
+    TEXT,
+    TINY,
+    assert_complaint,
+    assert_same_run,
+    log,
+    run,
+    start_long,
+    tiny,
+    train,
+)
 
 import gpt.text.sources
 import gpt.training.loop
@@ -219,7 +232,7 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     before = sorted(cwd.rglob("*"))
     if "cupy" in args and importlib.util.find_spec("cupy"):
         pytest.skip("CuPy is installed")
-    status, out, err = main(*TINY, *args.split(), capsys=capsys)
+    status, out, err = main(*tiny(*args.split()), capsys=capsys)
     assert status == 2
     assert_complaint(err, said, "train.py")
     assert out == ""

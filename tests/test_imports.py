@@ -59,7 +59,7 @@ GPT = {
     "plot": {"cli", "log", "text", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
-GPT |= {command: {command, "training", *GPT} for command in ("export", "inspect", "runs")}
+GPT |= {command: {command, "training", *GPT} for command in ("attention", "export", "inspect", "runs")}
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 

@@ -11,7 +11,9 @@ from scripts import assert_same_run, log, run, train
 
 from gpt import BigramLanguageModel
 from gpt.checkpoint import load_checkpoint
-from gpt.config import TrainConfig
+from gpt.config import TrainConfig, load_preset
+from gpt.inspect import described
+from gpt.runs import read
 from gpt.text.dataset import Split
 from gpt.training.evaluate import whole_loss
 from gpt.training.forecast import duration, forecast
@@ -248,11 +250,21 @@ def test_a_folder_of_texts_is_one_text(cwd, kind):
     for name, text in texts.items():
         (cwd / "texts" / name).write_text(text, encoding="utf-8")
     (cwd / "one.txt").write_text("first\n" * 30 + "second\n" * 30 + "third\n" + "\ufeffthird\n" * 29, encoding="utf-8")
-    for data in ("texts", "one.txt"):
-        done = train(cwd, *QUICK, f"--data={data}", f"--tokenizer={kind}", f"--out={data[0]}")
-        assert ("texts: 3 files, joined in this order: a.txt, b.txt, c\n" in done.stdout) == (data == "texts")
-    assert_same_run(cwd / "t", cwd / "o")
-    run("train.py", "--resume", "--out=t", "--max-iters=13", cwd=cwd)
+    several = " ".join(f"--data=texts/{name}" for name in ("c", "a.txt", "b.txt"))
+    for out, data, said in (
+        ("o", "--data=one.txt", "text: one.txt; "),
+        ("s", several, "3 texts, joined in this order: a.txt, b.txt, c\n"),
+        ("t", "--data=texts", "texts: 3 files, joined in this order: a.txt, b.txt, c\n"),
+    ):
+        assert said in train(cwd, *QUICK, *data.split(), f"--tokenizer={kind}", f"--out={out}").stdout
+        assert_same_run(cwd / out, cwd / "o")
+    assert load_preset(str(cwd / "s/config.toml")).train.data == [
+        str(cwd / "texts" / n) for n in ("c", "a.txt", "b.txt")
+    ]
+    assert read(cwd / "s").values()["text"] == "c and 2 more"
+    assert described(load_checkpoint(cwd / "s/best.safetensors"))[2].endswith("texts/b.txt")
+    for out in "st":
+        run("train.py", "--resume", f"--out={out}", "--max-iters=13", cwd=cwd)
     (cwd / "texts/c").unlink()
     assert "is not the text that" in run("train.py", "--resume", "--out=t", "--max-iters=14", cwd=cwd, status=2).stderr
 

@@ -64,6 +64,7 @@ TRAIN = {
 }
 # Option of sample.py -> the same.
 SAMPLE = {
+    "--attention": ("", "--attention=page.html", "files"),
     "--backend": ("", "--backend=cupy", "the cupy backend cannot"),
     "--dtype": ("", "--dtype=bfloat16", "bfloat16"),
     "--graph": ("", "--no-graph", "--no-graph has no effect on the CPU"),
@@ -173,6 +174,7 @@ IMPOSSIBLE = {
         "--weight-decay": ("nan", "weight_decay must be finite, got nan"),
     },
     sample: {
+        "--attention": ("nowhere/page", "cannot write nowhere/page: give a file name in a folder that exists"),
         "--backend": ("tpu", "argument --backend: invalid choice: 'tpu'"),
         "--dtype": ("float16", "argument --dtype: invalid choice: 'float16'"),
         "--max-new-tokens": ("-1", "--max-new-tokens must be at least 0, got -1"),

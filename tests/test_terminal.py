@@ -9,7 +9,7 @@ import sys
 import unicodedata
 
 import pytest
-from scripts import TEXT, TINY, run, start, train
+from scripts import TEXT, run, start, train
 
 import sample
 import train as script
@@ -97,7 +97,7 @@ def test_a_run_with_nasty_names_prints_nothing_raw_and_what_can_be_pasted(cwd):
 
 def test_what_a_model_writes_is_exact_but_on_a_terminal(cwd):
     (cwd / "bytes").write_bytes(bytes(range(256)) * 9)
-    run("train.py", *TINY, "--data=bytes", "--tokenizer=byte", "--max-iters=0", "--out=run", cwd=cwd)
+    train(cwd, "--data=bytes", "--tokenizer=byte", "--max-iters=0", "--out=run")
     options = ["sample.py", "--model=run", "--temperature=9", "--max-new-tokens=400", "--prompt=a"]
     piped = run(*options, "--out=file", cwd=cwd, encoding=None).stdout.decode()
     assert set(piped) & set(CONTROLS) > {"\n", "\t", "\x1b"}

@@ -32,12 +32,19 @@ class Text:
 
     text: str
     name: str  # for people
-    source: str  # what to pass as --data to get it again
+    source: str | list[str]  # what to pass as --data to get it again
     record: int = 0  # n > 0: independent records of n characters each, which no block may cross
     note: str = ""  # one line for the user when the default had to be replaced
 
 
-def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: bool = False) -> Text:
+def short_name(source: str | list[str]) -> str:
+    """What a text is called by what was given as --data."""
+    if isinstance(source, list):
+        return f"{Path(source[0]).name} and {len(source) - 1} more"
+    return Path(source).name
+
+
+def load_text(source: str | list[str] | None, *, block_size: int, seed: int = 0, any_bytes: bool = False) -> Text:
     """The text that `source` names.
 
     - "shakespeare": tinyshakespeare, downloaded once and cached.
@@ -47,6 +54,7 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
     - None: shakespeare if it is cached or downloads within seconds, else pydoc and a note.
     - any other: a UTF-8 file, decoded exactly but for a byte order mark, or a folder, whose files are joined in the
       order of their names; write ./ab for a file named ab.
+    - a list: all of these, joined in the order of their names.
 
     any_bytes: a file need not be UTF-8; see `gpt.text.tokenizers.ByteTokenizer`.
 
@@ -61,6 +69,14 @@ def load_text(source: str | None, *, block_size: int, seed: int = 0, any_bytes: 
             return _pydoc()
         case "ab":
             return _ab_strings(block_size + 1, seed)
+    if isinstance(source, list):
+        if "ab" in source:
+            raise UserError(
+                "--data ab has records of its own and no other text beside it: give it alone, or write ./ab"
+            )
+        texts = [load_text(part, block_size=block_size, any_bytes=any_bytes) for part in source]
+        name = " + ".join(sorted(text.name for text in texts)[:3]) + ", ..." * (len(texts) > 3)
+        return _joined(texts, name, [text.source for text in texts], f"{len(texts)} texts")
     errors = "surrogateescape" if any_bytes else "strict"
     return _read_folder(source, errors) if os.path.isdir(source) else _read_file(source, errors)  # noqa: PTH112 - as long
 
@@ -86,18 +102,23 @@ def _read_file(source: str, errors: str) -> Text:
 def _read_folder(source: str, errors: str) -> Text:
     """The files right in a folder, but for hidden and empty ones, one after the other."""
     try:
-        files = sorted(path for path in Path(source).iterdir() if path.is_file() and not path.name.startswith("."))
+        files = [path for path in Path(source).iterdir() if path.is_file() and not path.name.startswith(".")]
         files = [path for path in files if path.stat().st_size]
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror or error}; give a folder that can be listed") from error
     if not files:
         raise UserError(f"the folder {source} holds no files with text; --data needs some to train on")
     check_size(Path(source), BYTES_PER_CHARACTER, "take fewer files")
-    texts = [_read_file(str(file), errors).text for file in files]
-    names = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "")
     folder = Path(source).absolute()
-    note = f"{folder.name}: {len(files)} files, joined in this order: {names}"
-    return Text("".join(texts), name=folder.name, source=str(folder), note=note)
+    texts = [_read_file(str(file), errors) for file in files]
+    return _joined(texts, folder.name, str(folder), f"{folder.name}: {len(files)} files")
+
+
+def _joined(texts: list[Text], name: str, source: str | list[str], what: str) -> Text:
+    texts = sorted(texts, key=lambda text: text.name)
+    names = ", ".join(text.name for text in texts[:5]) + (", ..." if len(texts) > 5 else "")
+    note = f"{what}, joined in this order: {names}"
+    return Text("".join(text.text for text in texts), name=name, source=source, note=note)
 
 
 def _read_regular(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from gpt.training.run_folder import load_best
 from tensorlite import no_grad
 
 
-def evaluate_only(path: Path, data: str | None, device: Device) -> int:
+def evaluate_only(path: Path, data: str | list[str] | None, device: Device) -> int:
     """Print the losses over all of the training and all of the validation text, the run's own or those of `data`, with
     the losses reached by counting beside them."""
     path, checkpoint = load_best(path, "take a smaller model")

@@ -56,6 +56,7 @@ def dry_run(config: Config, device: Device, initial: Initial | None = None) -> i
 def _run_name(config: Config) -> str:
     """By the preset, and by the text if one was asked for."""
     preset, data = Path(config.train.preset).stem or "run", config.train.data
+    data = data[0] if isinstance(data, list) else data
     return preset if data is None else f"{preset}-{Path(data).stem[:MOST_OF_A_NAME]}"
 
 

@@ -91,14 +91,18 @@ def transpose(x, axis0: int = -2, axis1: int = -1) -> Tensor:
 @explained
 def tril(x, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two axes, 0 above the diagonal; a positive `diagonal` keeps that many more.
-    gx = the same of gy."""
+
+    gx = the same of gy.
+    """
     return _triangle(x, diagonal, "tril")
 
 
 @explained
 def triu(x, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two axes, 0 below the diagonal; a positive `diagonal` leaves that many more out.
-    gx = the same of gy."""
+
+    gx = the same of gy.
+    """
     return _triangle(x, diagonal, "triu")
 
 

@@ -33,10 +33,13 @@ def explain(source: Tensor | Watch, depth: int | None = None, inside: str = "") 
         where = f" in {inside}" if inside else ""
         return f"no gradient went back{where}: {len(graph.ops)} ops were recorded"
     depth = _readable_depth(steps) if depth is None else depth
-    lines = [f"{len(steps)} steps back through {len(graph.ops)} ops to {len(graph.leaves)} leaves"]
+    lines = [f"{len(steps)} steps back through {len(graph.ops)} ops; leaves: {len(graph.leaves)}"]
     for call, members in groupby(steps, key=lambda seen: _folded(seen, depth)):
-        for told in (_group(graph, call, list(members)),) if call else map(_step, [graph] * len(steps), members):
-            lines += told
+        members = list(members)
+        if call and len(members) > 1:
+            lines.append(_group(graph, call, members))
+        else:
+            lines += [line for seen in members for line in _step(graph, seen)]
     return "\n".join([*lines, _totals(graph, steps)])
 
 
@@ -63,22 +66,30 @@ def _readable_depth(steps: list[Seen]) -> int:
 
 def _step(graph: Graph, seen: Seen) -> list[str]:
     """What is gone through and why now; by which rule, and what that gave to which input."""
-    operands = [_name(graph, parent, seen) for parent in seen.parents]
-    while len(operands) > 2 and operands[-1] == CONSTANT:  # most likely a None, such as a bias that is not there
-        operands.pop()
-    head = f"{seen.turn:>3}  {_name(graph, seen.node, seen)} = {seen.op}({', '.join(operands)})"
-    gy = _told(seen.incoming)
-    lines = [f"{head:<36}  {_why(graph, seen)}: gy {gy}"]
+    head = f"{seen.turn:>3}  {what(graph, seen)}"
+    lines = [f"{head:<36}  {why(graph, seen)}: gy {told(seen.incoming)}"]
     if seen.where:
-        where = PurePath(seen.where).name
         times = f"{1e3 * seen.seconds:.3f} + {1e3 * seen.backward_seconds:.3f} ms"
-        lines[0] += f"  [{', '.join(filter(None, (seen.path, where, times)))}]"
-    given = ", ".join(_given(graph, seen, i) for i, parent in enumerate(seen.parents) if parent)
-    lines.append(f"     {rule(seen.module, seen.op) or 'gradients'}  ->  {given}")
+        lines[0] += f"  [{', '.join(filter(None, (seen.path, line_of(seen), times)))}]"
+    gives = ", ".join(given(graph, seen, i) for i, parent in enumerate(seen.parents) if parent)
+    lines.append(f"     {rule(seen.module, seen.op) or 'gradients'}  ->  {gives}")
     return lines
 
 
-def _why(graph: Graph, seen: Seen) -> str:
+def line_of(seen: Seen) -> str:
+    """The line of code that called an op, without the most of its file's path."""
+    return "/".join(PurePath(seen.where).parts[-2:])
+
+
+def what(graph: Graph, seen: Seen) -> str:
+    """An op as a line of code."""
+    operands = [_name(graph, parent, seen) for parent in seen.parents]
+    while len(operands) > 2 and operands[-1] == CONSTANT:  # most likely a None, such as a bias that is not there
+        operands.pop()
+    return f"{_name(graph, seen.node, seen)} = {seen.op}({', '.join(operands)})"
+
+
+def why(graph: Graph, seen: Seen) -> str:
     """Why it is an op's turn: all the uses of its result are done."""
     turns = [use.turn for use in graph.uses.get(seen.node, ()) if use.turn]
     if not turns:
@@ -89,20 +100,20 @@ def _why(graph: Graph, seen: Seen) -> str:
     return f"{how_many} uses, steps {_listed(sorted(turns))}, are done and added up"
 
 
-def _given(graph: Graph, seen: Seen, i: int) -> str:
+def given(graph: Graph, seen: Seen, i: int) -> str:
     """What one input gets, whether that had to be summed to its shape, and whether more is to come."""
     parent, size = seen.parents[i], seen.outgoing[i]
     name = _name(graph, parent, seen)
     if size is None:
         return f"{name} nothing"
-    told, shape = f"{name} {_told(size)}", parent.shape
+    text, shape = f"{name} {told(size)}", parent.shape
     if size.shape != shape:
         lead = len(size.shape) - len(shape)
         axes = [a for a, n in enumerate(size.shape) if a < lead or shape[a - lead] != n]
-        told += f" summed over {'axes' if len(axes) > 1 else 'axis'} {_listed(axes)} to {shape}"
+        text += f" summed over {'axes' if len(axes) > 1 else 'axis'} {_listed(axes)} to {shape}"
     uses, before = len(graph.uses[parent]), graph.arrived(parent, seen.turn - 1)
     arrived = before + seen.parents[: i + 1].count(parent)
-    return told + (f" ({arrived} of {uses})" if uses > 1 else "")
+    return text + (f" ({arrived} of {uses})" if uses > 1 else "")
 
 
 def _name(graph: Graph, node: Node | None, user: Seen) -> str:
@@ -114,7 +125,8 @@ def _name(graph: Graph, node: Node | None, user: Seen) -> str:
     return "leaf" if maker is None else f"#{maker.turn}" if maker.turn else maker.op
 
 
-def _told(size: Size) -> str:
+def told(size: Size) -> str:
+    """A gradient in a few words: the value of a single number, else shape and norm."""
     return f"{size.norm:.4g}" if not size.shape else f"{size.shape} |g| {_norm(size):.3g}"
 
 
@@ -127,9 +139,9 @@ def _listed(numbers: list[int]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _group(graph: Graph, call: Call, members: list[Seen]) -> list[str]:
+def _group(graph: Graph, call: Call, members: list[Seen]) -> str:
     """A module's steps in a line: its ops, the gradient that came, and that of its parameters."""
-    turns = f"{members[0].turn}-{members[-1].turn}" if len(members) > 1 else f"{members[0].turn}"
+    turns = f"{members[0].turn}-{members[-1].turn}"
     ops = ", ".join(f"{n} {op}" if n > 1 else op for op, n in Counter(seen.op for seen in members).items())
     leaves = [
         _norm(size)
@@ -140,7 +152,7 @@ def _group(graph: Graph, call: Call, members: list[Seen]) -> list[str]:
     weights = f", weights |g| {math.hypot(*leaves):.3g}" if leaves else ""
     milliseconds = 1e3 * sum(seen.backward_seconds for seen in members)
     head = f"{turns:>7}  {call.path or call.kind} ({call.kind})"
-    return [f"{head:<36}  gy {_told(members[0].incoming)}{weights}  [{ops}, {milliseconds:.1f} ms]"]
+    return f"{head:<36}  gy {told(members[0].incoming)}{weights}  [{ops}, {milliseconds:.1f} ms]"
 
 
 def _totals(graph: Graph, steps: list[Seen]) -> str:
@@ -152,7 +164,7 @@ def _totals(graph: Graph, steps: list[Seen]) -> str:
         if leaf is not None and leaf.grad is not None:
             grads[graph.names.get(node, "leaf")] = Size.of(leaf.grad)
     if len(grads) <= FEW:
-        return "gradients: " + ", ".join(f"{name} {_told(size)}" for name, size in grads.items())
+        return "gradients: " + ", ".join(f"{name} {told(size)}" for name, size in grads.items())
     largest = max(grads, key=lambda name: _norm(grads[name]))
     total = math.hypot(*map(_norm, grads.values()))
-    return f"gradients of {len(grads)} leaves: |g| {total:.3g} in all, the largest {largest} {_told(grads[largest])}"
+    return f"gradients of {len(grads)} leaves: |g| {total:.3g} in all, the largest {largest} {told(grads[largest])}"

@@ -1,4 +1,4 @@
-"""What was seen of a forward and a backward pass as a graph: who uses whose result, and in which order gradients met."""
+"""What was seen of two passes as a graph: who used whose result, and in which order the gradients met."""
 
 import functools
 import inspect
@@ -42,15 +42,19 @@ class Graph:
 
 def graph_of(source: Watch | Tensor, frame) -> Graph:
     """Of what was watched; or of a loss, whose backward pass is run here. frame: whose variables give names."""
+    known = variables(frame)
+    names = {x.node: name for name, x in known.items()}
     if isinstance(source, Watch):
-        return Graph(source.ops, variables(frame) | source.names)
+        return Graph(source.ops, names | source.names)
     if not isinstance(source, Tensor):
         raise TypeError(f"expected a Tensor, or what watch() gave, got a {type(source).__name__}")
     ops, backward = _recorded(source), BackwardPass()
+    values = {x.node: x.item() for x in known.values() if not x.shape}
     for seen in ops:
+        seen.value = values.get(seen.node)
         backward.watch(seen)
     source.backward()
-    return Graph(ops, variables(frame))
+    return Graph(ops, names)
 
 
 def _recorded(loss: Tensor) -> list[Seen]:

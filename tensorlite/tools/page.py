@@ -3,12 +3,27 @@ without a network."""
 
 import html
 import json
+import os
 import re
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 _STYLE = Path(__file__).with_name("page.css")
 _PLACE = re.compile(r"\{\{(title|style|data)\}\}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name first, so that there is never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def render(template: Path | Traversable, title: str, data) -> str:

@@ -1,7 +1,7 @@
 """Which ops a forward pass records, in which module and on which line, and what their vjps give in the backward pass.
 
-Python calls a profiler whenever a function is entered or left. This one knows an op's function by its file and a module
-by `Module.__call__`.
+Python calls a profiler whenever a function is entered or left. This one knows an op's function by its file, one of the
+user's own by its call of `record`, and a module by `Module.__call__`.
 """
 
 import functools
@@ -16,12 +16,13 @@ from pathlib import Path
 from tensorlite.autograd import Node
 from tensorlite.backends import backend_of
 from tensorlite.nn import Module
-from tensorlite.tensor import Tensor
+from tensorlite.tensor import Tensor, record
 from tensorlite.tools.traps import trap
 
 _PACKAGE = str(Path(__file__).parents[1])
 _OPS = str(Path(_PACKAGE) / "ops")
 _CALL = Module.__call__.__code__
+_RECORD = record.__code__
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ class Seen:
     call: Call = OUTSIDE  # the module's that it was called in
     where: str = ""  # "file:line" of the code that is none of tensorlite's
     seconds: float = 0.0  # of the forward pass
+    value: float | None = None  # of its result, if that is a single number
     shapes: tuple[tuple[int, ...], ...] = ()  # of the operands, constants too
     turn: int | None = None  # its place in the backward pass, from 1
     backward_seconds: float = 0.0
@@ -155,6 +157,7 @@ class Watch:
         self._on_result = on_result
         self._modules = ModulePaths(model)
         self._calls, self._starts, self._nodes = [OUTSIDE], [], set()
+        self._others: dict[int, float] = {}  # since when the functions that are not tensorlite's run, by their frames
 
     def __enter__(self) -> "Watch":
         self._before = sys.getprofile()
@@ -163,7 +166,7 @@ class Watch:
 
     def __exit__(self, kind, error, traceback) -> None:
         sys.setprofile(self._before)
-        self.names |= variables(sys._getframe(1))
+        self.names |= {x.node: name for name, x in variables(sys._getframe(1)).items()}
         for prefix, model in self._modules.models:
             self.names |= {p.node: prefix + name for name, p in model.named_parameters() if p.node}
         last = self.backward.last
@@ -185,6 +188,13 @@ class Watch:
                 seconds = time.perf_counter() - self._starts.pop()
                 if isinstance(arg, Tensor) and not arg.is_leaf and arg.node not in self._nodes:
                     self._record(frame, arg, seconds)
+        elif code is _RECORD:
+            if event == "return" and arg is not None and arg.node and id(frame.f_back) in self._others:
+                self._record(frame.f_back, arg, time.perf_counter() - self._others[id(frame.f_back)])
+        elif event == "call" and not code.co_filename.startswith(_PACKAGE):
+            self._others[id(frame)] = time.perf_counter()
+        elif event == "return":
+            self._others.pop(id(frame), None)
 
     def _record(self, frame, result: Tensor, seconds: float) -> None:
         node = result.node
@@ -192,7 +202,8 @@ class Watch:
         operands = (values[name] for name in code.co_varnames[: code.co_argcount])
         shapes = tuple(x.shape for x in operands if hasattr(x, "shape"))
         file, line = caller.f_code.co_filename, caller.f_lineno
-        seen = Seen.of(node, self._calls[-1], f"{file}:{line}", seconds, shapes)
+        value = float(result.item()) if self.backward.sizes and not node.shape else None
+        seen = Seen.of(node, self._calls[-1], f"{file}:{line}", seconds, value, shapes)
         self._nodes.add(node)
         self.ops.append(seen)
         self.backward.watch(seen)
@@ -223,10 +234,10 @@ def watch(
     return Watch(model, on_result, on_gradient, sizes)
 
 
-def variables(frame) -> dict[Node, str]:
-    """What the tensors in a function's variables are called there, by their nodes."""
+def variables(frame) -> dict[str, Tensor]:
+    """The tensors in a function's variables that have a place in a graph."""
     found = frame.f_globals | frame.f_locals
-    return {x.node: name for name, x in found.items() if isinstance(x, Tensor) and x.node and name != "_"}
+    return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.node and name != "_"}
 
 
 def _paths(model: Module) -> dict[int, str]:
