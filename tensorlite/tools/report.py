@@ -102,7 +102,7 @@ def _summary(profile) -> list[str]:
              f"{_percent(ops, total)} of it in ops; {_scaled(flop)}FLOP, {_rate(flop, total)}FLOP/s"]  # fmt: skip
     own = f"{_ms(cost.seconds)} ms, {_percent(cost.seconds, total + cost.seconds)} of the time that passed"
     if profile.backend.name == "numpy":
-        lines.append(f"The profiler took {own}: left out below, but not the caches it uses up.")
+        lines.append(f"The profiler took {own}: left out below as far as it is known.")
     else:
         lines.append("Times are the device's, between events: where it waits for the host, they hold that wait.")
         lines.append(f"The profiler took {_ms(cost.seconds)} ms of the host's time, which may be among those waits.")
