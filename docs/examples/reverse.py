@@ -156,24 +156,22 @@ def score(texts: list[str], words: list[str]) -> float:
 @tl.no_grad()
 def looks(model: EncoderDecoder, word: str) -> tuple[str, np.ndarray]:
     """What the model writes for a word, T symbols, and how much it looks at each of S symbols to write them: (T, S)."""
-    text = reverse(model, [word])[0] + ">"
+    text = (reverse(model, [word])[0] + ">")[: LONGEST + 1]  # one that has learned little may not have come to an end
     memory, mask = model.encode(to_ids([word + ">"]))
     y = model.embed(to_ids(["<" + text[:-1]]), model.write_places)
     block = model.decoder
     y = block.ln_2(y + block.attn(block.ln_1(y)))
     # Attention sums the values by its weights: with the identity for values that is the weights themselves.
-    values = np.eye(len(word) + 1, dtype=np.float32)[None]
+    values = np.eye(len(word) + 1, dtype=memory.dtype)[None]
     weights = tl.scaled_dot_product_attention(block.cross.query(y), block.cross.key(memory), values, attn_mask=mask)
     return text, weights.data[0]
 
 
 def draw(text: str, read: str, weights: np.ndarray, out: Path) -> None:
     """The weights as squares, the larger the darker, with the number in it from 0.05 on."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingLibraryError("the picture", "matplotlib", "plot") from None
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tensorlite", "font.size": 10}):
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.subplots()
@@ -194,6 +192,18 @@ def draw(text: str, read: str, weights: np.ndarray, out: Path) -> None:
     atomic_write(out, picture.getvalue())
 
 
+def check_picture(out: Path) -> None:
+    """UserError, before there is anything to lose, for what could not be drawn or written."""
+    if out.suffix != ".svg":
+        raise UserError(f"--picture must end in .svg, got {out}")
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} for the picture: make it, or choose another")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingLibraryError("the picture", "matplotlib", "plot") from None
+
+
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--steps", type=int, default=800, help="to train for (default: 800)")
@@ -201,6 +211,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < 1:
         raise UserError(f"--steps must be at least 1, got {args.steps}")
+    if args.picture:
+        check_picture(args.picture)
     with random.scope(SEED):
         model = EncoderDecoder(SHAPE)
     print(f"{model.num_parameters():,} parameters")
