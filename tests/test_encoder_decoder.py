@@ -108,9 +108,14 @@ def test_the_weights_that_are_drawn_are_those_of_the_decoder(model):
     assert_close(block.cross.out(weights @ block.cross.value(memory).data[0]).data, expected)
 
 
+def test_the_share_on_the_anti_diagonal(monkeypatch):
+    weights = {"cat": ("tac>", np.eye(4)[[2, 1, 0, 3]]), "no": ("o", np.array([[0.25, 0.5, 0.25]]))}
+    monkeypatch.setattr(reverse, "looks", lambda model, word: weights[word])
+    assert reverse.looks_right(None, ["cat", "no"]) == (3 + 0.5) / 4
+
+
 def test_the_picture_in_the_docs_has_the_anti_diagonal():
-    """Of its ten rows, nine letters and the end: the columns of what is drawn white on dark, from the right to the left,
-    and back to the end."""
+    """In each row of a letter the largest weight is one column further left, and in the last row it is at the end."""
     svg = PICTURE.read_text(encoding="utf-8")
     columns = [float(x) for x, w in re.findall(r' x="([\d.]+)"[^>]*>([01]\.\d\d)</text>', svg) if float(w) > 0.5]
     end, letters = columns[-1], columns[:-1]

@@ -20,6 +20,7 @@ from gpt.config import GPTConfig
 from gpt.errors import MissingLibraryError, UserError
 from gpt.files import atomic_write
 from gpt.models.gpt import MLP, CausalSelfAttention
+from gpt.terminal import say
 from tensorlite import Tensor, nn, optim, random
 
 SYMBOLS = "_<>" + string.ascii_lowercase  # padding, start and end, then what words are made of
@@ -142,7 +143,7 @@ def train(model: EncoderDecoder, steps: int) -> set[str]:
         optimizer.step()
         seen.update(words)
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}: loss {loss:.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+            say(f"step {step + 1}: loss {loss:.4f}, {time.perf_counter() - start:.0f} s")
     return seen
 
 
@@ -165,6 +166,12 @@ def looks(model: EncoderDecoder, word: str) -> tuple[str, np.ndarray]:
     values = np.eye(len(word) + 1, dtype=memory.dtype)[None]
     weights = tl.scaled_dot_product_attention(block.cross.query(y), block.cross.key(memory), values, attn_mask=mask)
     return text, weights.data[0]
+
+
+def looks_right(model: EncoderDecoder, words: list[str]) -> float:
+    """The mean weight on the very letter that is to be written, which is on the anti-diagonal."""
+    weights = [looks(model, word)[1][:, : len(word)] for word in words]
+    return float(np.concatenate([np.fliplr(w).diagonal() for w in weights]).mean())
 
 
 def draw(text: str, read: str, weights: np.ndarray, out: Path) -> None:
@@ -215,14 +222,15 @@ def main() -> int:
         check_picture(args.picture)
     with random.scope(SEED):
         model = EncoderDecoder(SHAPE)
-    print(f"{model.num_parameters():,} parameters")
+    say(f"{model.num_parameters():,} parameters")
     with threadpool_limits(1, user_api="blas"):  # products this small are done before two cores have agreed on them
         seen = train(model, args.steps)
         fresh = [word for word in draw_words(random.generator(SEED, random.EVALUATION), FRESH) if word not in seen]
-        texts = reverse(model, fresh)
+        texts, looking = reverse(model, fresh), looks_right(model, fresh[:100])
     for word, text in zip(fresh[:4], texts, strict=False):
-        print(f"{word} -> {text}")
-    print(f"{len(fresh)} words never seen: {score(texts, fresh):.2%} of the symbols right")
+        say(f"{word} -> {text}")
+    say(f"{len(fresh)} words never seen: {score(texts, fresh):.2%} of the symbols right")
+    say(f"the share of the attention that is on the letter to be written: {looking:.3f}")
     if args.picture:
         text, weights = looks(model, SHOWN)
         draw(text, SHOWN + ">", weights, args.picture)
