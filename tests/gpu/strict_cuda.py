@@ -16,6 +16,8 @@ import bisect
 import contextlib
 import ctypes
 import itertools
+import math
+import time
 import weakref
 
 import cuda_on_cpu
@@ -192,10 +194,22 @@ def use(what: str, arrays) -> None:
 
 
 class Event:
-    """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for."""
+    """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for, and the time then."""
 
     def __init__(self, stream):
         self.reached = stream.waited | {stream.ptr: _done.get(stream.ptr, 0)}
+        self.stream, self.time = stream, time.perf_counter()
+
+    def synchronize(self) -> None:
+        read("Event.synchronize()")
+        self.stream.finished = max(self.stream.finished, self.time)
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """As cupy.cuda.get_elapsed_time, in milliseconds, of events that are over."""
+    if any(event.time > event.stream.finished for event in (start, end)):
+        raise MisuseError("the time of an event that nobody has waited for: CUDA says that it is not ready")
+    return 1e3 * (end.time - start.time)
 
 
 class Stream:
@@ -206,6 +220,7 @@ class Stream:
             raise MisuseError("a blocking stream waits for the null stream, which the stand-in does not")
         self.ptr = 0 if null else next(_serials) + 1
         self.waited: dict[int, int] = {}  # stream -> how much of its work is done before ours
+        self.finished = -math.inf  # up to when all of its events are over
         self._outer: list[Stream] = []  # a stream may be entered again within itself
 
     def __enter__(self):
