@@ -2,6 +2,7 @@
 lesson about it quotes it as it is."""
 
 import ast
+import itertools
 import re
 import sys
 from dataclasses import replace
@@ -144,6 +145,6 @@ def test_what_the_lesson_quotes_is_in_the_script():
     quotes = [code for code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if not shown]
     assert "class DecoderBlock" in "".join(quotes)
     for quote in quotes:
-        lines = quote.splitlines()
-        for node in ast.parse(quote).body:
-            assert "\n".join(lines[node.lineno - 1 : node.end_lineno]) + "\n" in source
+        lines, ends = quote.splitlines(), [node.end_lineno for node in ast.parse(quote).body]
+        for start, end in itertools.pairwise([0, *ends]):
+            assert "\n".join(lines[start:end]).lstrip("\n") + "\n" in source

@@ -23,11 +23,12 @@ from gpt.models.gpt import MLP, CausalSelfAttention
 from gpt.terminal import say
 from tensorlite import Tensor, nn, optim, random
 
-SYMBOLS = "_<>" + string.ascii_lowercase  # padding, start and end, then what words are made of
+SYMBOLS = "_<>" + string.ascii_lowercase  # padding, start, end; then the letters
 PAD = SYMBOLS.index("_")
 SHORTEST, LONGEST = 4, 12  # letters of a word
 SHAPE = GPTConfig(vocab_size=len(SYMBOLS), block_size=LONGEST + 1, n_layer=1, n_head=1, n_embd=64)
-STD = 0.2  # of the tables at first: ten times a GPT's, so that a letter stays what is most of its position's features
+# Of the tables at first: ten times a GPT's, so that a letter stays what is most of its position's features.
+STD = 0.2
 SEED, BATCH_SIZE, PEAK_RATE = 0, 64, 3e-3
 FRESH = 1000  # words to judge by
 SHOWN = "backwards"
