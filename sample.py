@@ -38,19 +38,22 @@ def main() -> int:
     with hold_interrupts():
         from threadpoolctl import threadpool_limits
 
-        from gpt.files import atomic_write, explained, try_write
+        from gpt.files import atomic_write
         from gpt.generate import default_prompt
         from gpt.memory import check_sampling
         from gpt.training.initial import load_model
 
     device = Device(args.backend, args.dtype, args.tf32, args.graph)
-    out = args.out
-    if out:
-        with explained("write", out):
-            out = out.resolve() if out.is_symlink() else out  # a link stays, and what it leads to is written
-        try_write(out)
+    out, page = writable(args.out), writable(args.attention)
+    if page and out and page.resolve() == out.resolve():
+        raise UserError(f"--out and --attention both name {page}: give two files")
     path, checkpoint = load_model(args.model)
     tokenizer = checkpoint.tokenizer
+    drawn, keep = [], iter
+    if page:
+        from gpt.attention import remembering, write_page
+
+        keep = remembering(drawn, checkpoint)
     prompt = read_prompt(args, tokenizer)
     prompt = default_prompt(tokenizer) if prompt is None else prompt
     for text in args.stop:
@@ -66,23 +69,42 @@ def main() -> int:
         step = f": step {progress.step}{best}" if checkpoint.fingerprint else ""  # another program's says nothing of it
         print(printable(f"{path}{step}"), file=sys.stderr)
     with threadpool_limits(1, user_api="blas"):  # the same text whatever the number of cores
-        samples = write_samples(model, tokenizer, prompt, args, config, kept)
+        samples = write_samples(model, tokenizer, prompt, args, config, kept, keep)
+        if page:
+            about = [str(path), f"sampled at temperature {config.temperature:g}; probabilities are those at 1"]
+            note = write_page(page, checkpoint, model, tokenizer.encode(prompt), drawn, about)
+            if not args.quiet:
+                print(printable(f"attention: {page}{note and f', {note}'}"), file=sys.stderr)
     if out:
         atomic_write(out, SEPARATOR.join(prompt + sample for sample in samples) + "\n")
     return 0
 
 
+def writable(path: Path | None) -> Path | None:
+    """Where to write, for a link stays, and what it leads to is written. UserError if that cannot be."""
+    from gpt.files import explained, try_write
+
+    if path:
+        with explained("write", path):
+            path = path.resolve() if path.is_symlink() else path
+        try_write(path)
+    return path
+
+
 def write_samples(
-    model, tokenizer, prompt: str, args: argparse.Namespace, config: SampleConfig, kept: bool
+    model, tokenizer, prompt: str, args: argparse.Namespace, config: SampleConfig, kept: bool, through
 ) -> list[str]:
-    """Show the first sample as it is made, and the others after it. The new texts, if they are to be `kept`."""
+    """Show the first sample as it is made, and the others after it. The new texts, if they are to be `kept`.
+
+    through: see `stream_pieces`.
+    """
     from gpt.generate import stream_pieces
 
     coloured = args.show_probs and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     if args.show_probs and not coloured:
         warn("--show-probs has no effect, for the output is no terminal that may show colours")
     options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p, "seed": config.seed}
-    options |= {"stop": args.stop, "probabilities": coloured}
+    options |= {"stop": args.stop, "probabilities": coloured, "through": through}
     samples = [io.StringIO() for _ in range(config.num_samples if kept else 0)]
     shown_prompt = "" if args.quiet else prompt
     show(readable(shown_prompt))
@@ -119,6 +141,8 @@ def build_parser() -> Parser:
     option("--show-probs", action="store_true",
            help="on a terminal, colour each token by how likely it was to the model (default: no)")  # fmt: skip
     option("--out", type=Path, metavar="FILE", help="write a file too, with every byte of a byte model (default: no)")
+    option("--attention", type=Path, metavar="FILE",
+           help="write a page too: what each head attends to, how likely each token was (default: no)")  # fmt: skip
     add_device_options(parser, threads=False)
     return parser
 
@@ -136,8 +160,11 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, SampleConfig]:
     for name in ("top_k", "top_p"):
         if config.temperature == 0 and getattr(config, name) is not None:
             warn(f"{as_option(name)} has no effect at --temperature 0, which takes the likeliest")
-    if args.out and (os.path.isdir(args.out) or not os.path.isdir(args.out.parent)):  # noqa: PTH112 - as above
-        raise UserError(f"cannot write {args.out}: give a file name in a folder that exists")
+    for file in filter(None, (args.out, args.attention)):
+        if os.path.isdir(file) or not os.path.isdir(file.parent):  # noqa: PTH112 - as above
+            raise UserError(f"cannot write {file}: give a file name in a folder that exists")
+    if args.attention and config.num_samples > 1:
+        warn("--attention shows the first sample alone")
     if args.stdin and sys.stdin is None:
         raise UserError("standard input is closed: give the text with --prompt or --prompt-file")
     return args, config

@@ -29,7 +29,7 @@ from gpt.training.interrupt import hold_interrupts
 DEFAULT_PRESET = "little-shakespeare"
 MEMORY_ADVICE = "take a smaller --data or a smaller model"
 DEVICE_OPTIONS = ("backend", "dtype", "tf32", "graph", "threads")
-MODES = ("resume", "overwrite", "dry_run", "eval_only")
+MODES = ("resume", "overwrite", "dry_run", "eval_only", "profile")
 NOT_CONFIGURED = ("help", "preset", "out", "max_minutes", *DEVICE_OPTIONS, *MODES)
 
 
@@ -46,6 +46,8 @@ def main() -> int:
         raise UserError("--overwrite has no effect without --out: add the run to replace, or leave it out")
     if not args.max_minutes >= 0:
         raise UserError(f"--max-minutes must be at least 0, got {args.max_minutes}")
+    if args.profile is not None:
+        check_profile(args)
     device = Device(**{name: getattr(args, name) for name in DEVICE_OPTIONS})
     options = {name: value for name, value in vars(args).items() if name not in NOT_CONFIGURED}
     if args.resume and args.preset and os.path.isdir(named_run(Path(args.preset))):  # noqa: PTH112 - may be too long
@@ -64,8 +66,22 @@ def main() -> int:
             raise UserError("--vocab-size has no effect without --tokenizer bpe: add that, or leave it out")
         if args.dry_run:
             return dry_run(config, device, initial)
+        if args.profile:
+            from gpt.training.profile import profile_steps
+
+            return profile_steps(config, device, initial, args.profile)
         session = start_session(config, args.out, args.overwrite, device, initial)
     return session.run(start + 60 * args.max_minutes)
+
+
+def check_profile(args: argparse.Namespace) -> None:
+    """--profile takes what says how a step is, and nothing of how a run is or how its work is shared."""
+    if args.profile < 1:
+        raise UserError(f"--profile must be at least 1, got {args.profile}")
+    idle = {"out": args.out, "max_minutes": args.max_minutes < math.inf, "threads": args.threads, "graph": args.graph}
+    for name, given in idle.items():
+        if given:
+            raise UserError(f"{as_option(name)} has no effect with --profile: leave one of them out")
 
 
 def evaluated(args: argparse.Namespace, options: dict, device: Device) -> int:
@@ -73,7 +89,7 @@ def evaluated(args: argparse.Namespace, options: dict, device: Device) -> int:
     from gpt.training.evaluate import evaluate_only
 
     others = [as_option(name) for name in options if name != "data"]
-    others += [as_option(name) for name in ("resume", "overwrite", "out", "preset") if getattr(args, name)]
+    others += [as_option(name) for name in ("resume", "overwrite", "profile", "out", "preset") if getattr(args, name)]
     if others:
         raise UserError(f"{others[0]} has no effect with --eval-only, which takes --data: leave one of them out")
     return evaluate_only(args.eval_only, options.get("data"), device)
@@ -106,6 +122,10 @@ def build_parser(defaults: dict) -> Parser:
     earlier.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory and time, and write nothing (default: no)"
     )
+    earlier.add_argument(
+        "--profile", type=int, metavar="STEPS",
+        help="print where the time and memory of so many steps go, and write trace.json here (default: no)",
+    )  # fmt: skip
     earlier.add_argument("--overwrite", action="store_true", help="replace the run in --out (default: no)")
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, metavar="M",

@@ -15,19 +15,27 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 BLOCK = re.compile(r"```python\n(.*?)```\n?(?:```text\n(.*?)```\n)?", re.DOTALL)
 IMAGES = Path(__file__).parent.absolute() / "img"
 
 
-def run(page: Path) -> Iterator[tuple[re.Match, str]]:
-    """Each block of a page, with what it prints when they run one after the other in this folder."""
-    names = {"__name__": page.stem}
-    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block[1], str(page), "exec"), names)
-        yield block, printed.getvalue()
+def run(page: Path, module: ModuleType | None = None) -> Iterator[tuple[re.Match, str]]:
+    """Each block of a page, with what it prints when they run one after the other in this folder.
+
+    module: where their names go; it can be found, as a script's can, for `explain` reads the docstrings of ops.
+    """
+    module = module or ModuleType(page.stem)
+    sys.modules[module.__name__] = module
+    try:
+        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block[1], str(page), "exec"), vars(module))
+            yield block, printed.getvalue()
+    finally:
+        del sys.modules[module.__name__]
 
 
 def refreshed(page: Path) -> str:

@@ -21,7 +21,9 @@ from gpt.text.tokenizers import BPE_SIZE, kind_of
 from tensorlite.random import MAX_SEED
 
 MAX_PRESET = 2**20  # bytes of a TOML file
-PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture")
+LADDER = tuple(f"ladder-{rung}" for rung in range(1, 8))
+PRESETS = ("little-shakespeare", "bigram", "nanogpt-cpu", "shakespeare-char", "lecture", *LADDER)
+SAME = {"ladder-7": "lecture"}  # presets under another name
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class TrainConfig:
 
     preset: str = option("", "the preset this configuration started from", flag=False)
     model: str = option(
-        "gpt", "gpt, or bigram for a table of next-symbol logits", choices=tuple(MODEL_KINDS), flag=False
+        "gpt",
+        "gpt, bigram for a table of next-symbol logits, or a rung of the ladder",
+        choices=tuple(MODEL_KINDS),
+        flag=False,
     )
     data: str | list | None = option(
         None,
@@ -154,7 +159,7 @@ def option_fields() -> dict:
 def load_preset(name: str) -> Config:
     """The preset of that name, or the TOML file at that path."""
     if name in PRESETS:
-        text = resources.files("gpt").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+        text = resources.files("gpt").joinpath("presets", f"{SAME.get(name, name)}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml"):
         try:
             with explained("read the preset", name):

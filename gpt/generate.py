@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,17 +86,19 @@ def stream_pieces(
     num_samples: int = 1,
     stop: Sequence[str] = (),
     probabilities: bool = False,
+    through: Callable[[Iterator], Iterator] = iter,
     **options,
 ) -> Iterator[list[list[Piece]]]:
     """Continue `prompt` num_samples times; yields the new pieces of each as they are made.
 
     A multi-byte character comes when it is complete. A sample ends before the first of the texts `stop` in it, which
     may span tokens: what may be the beginning of one is held back. The options are those of `draw`.
+    through: what the draws pass on their way to the text, such as a generator that keeps them.
     """
     decoders = [tokenizer.stream_decoder() for _ in range(num_samples)]
     endings = [_Ending(stop) for _ in range(num_samples)]
     ids = np.tile(tokenizer.encode(prompt)[-model.block_size :], (num_samples, 1))
-    for new, logits in draw(model, ids, max_new_tokens, **options):
+    for new, logits in through(draw(model, ids, max_new_tokens, **options)):
         texts = [decode(token[None]) for decode, token in zip(decoders, new, strict=True)]
         chances = _probabilities(logits, new) if probabilities else [None] * num_samples
         yield [ending(Piece(*piece)) for ending, *piece in zip(endings, texts, chances, strict=True)]

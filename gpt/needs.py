@@ -20,7 +20,8 @@ LIBRARIES, WORKER, CUDA = 46 << 20, 9 << 20, 400 << 20
 LAYER, GRAPH, MICRO_BATCH, SAMPLE, EVALUATION = 4500, 9000, 150, 1000, 40
 SAMPLE_TOKENS = 500  # of the sample that a run ends with
 FLASH_HEADS = (32, 64, 128)  # channels of a head for which there are kernels, in bfloat16
-KEPT = {"relu": 4, "gelu": 8, "gelu_tanh": 8}  # arrays (B, T, C) that the feed-forward layer keeps for the way back:
+# Of a feed-forward layer that is four times as wide inside:
+KEPT = {"relu": 4, "gelu": 8, "gelu_tanh": 8}  # arrays (B, T, C) that it keeps for the way back:
 # its product's input and, but for relu, of which that is all, the slope or on a GPU gelu's input;
 FORWARD = {"relu": 9, "gelu": 17, "gelu_tanh": 25}  # those of its activation at work, with the residual stream;
 BACKWARD = {"relu": 9, "gelu": 5, "gelu_tanh": 5}  # and those it takes on the way back beside what is kept
@@ -93,32 +94,39 @@ def sampling_needs(config: Config, samples: int, read: int, tokens: int = SAMPLE
 
     read: tokens that are read at a time, such as the prompt's; tokens: what is kept of each sample.
     """
-    shape, kind = config.gpt, MODEL_KINDS[config.train.model]
-    C, layers, read = shape.n_embd, kind.num_layers(shape), min(read, shape.block_size)  # noqa: N806
-    width = max(FORWARD[shape.activation] * C, 5 * C + shape.n_head * read // 2) if layers else 2 * shape.vocab_size
-    linears = 12 * layers * C * C + shape.vocab_size * C if layers else 0
-    each = SAMPLE + 8 * layers * shape.block_size * C + 24 * shape.vocab_size + 4 * read * width + 8 * tokens
+    kind = MODEL_KINDS[config.train.model]
+    shape = kind.shape(config.gpt)
+    C, V, layers = shape.n_embd, shape.vocab_size, kind.num_layers(shape)  # noqa: N806
+    read = min(read if kind.packed else max(read, tokens), shape.block_size)
+    heads, cached = (shape.n_head, layers) if kind.packed else (1, 0)
+    width = max(FORWARD[shape.activation] * C, 5 * C + heads * read // 2) if layers else 2 * V
+    linears = kind.weights * cached * C * C + V * C if cached else 0
+    each = SAMPLE + 8 * cached * shape.block_size * C + 24 * V + 4 * read * width + 8 * tokens
     return 4 * (kind.num_parameters(shape) + linears) + samples * each
 
 
 def micro_batch_needs(config: Config, rows: int, gpu: bool = False, dtype: str = "float32") -> int:
     """Bytes at the peak of a micro-batch of so many rows, forward and backward, whichever op has it."""
-    shape = config.gpt
+    kind = MODEL_KINDS[config.train.model]
+    shape = kind.shape(config.gpt)
+    layers = kind.num_layers(shape)
     n, C, V = rows * shape.block_size, shape.n_embd, shape.vocab_size  # noqa: N806
     size = 2 if dtype == "bfloat16" else 4
     logits, table = size * n * V, 4 * V * C
-    if not MODEL_KINDS[config.train.model].num_layers(shape):  # logits, or probabilities; their gradient; the table's
+    if not layers:  # logits, or probabilities; their gradient; the table's
         return max(2 * logits, logits + 4 * V * V + (0 if gpu else logits + 8 * min(n, V) * V))
     x = size * n * C  # an array of the residual stream's shape
     scores, block = _attention(shape, rows, gpu, dtype)
+    block = block if kind.packed else block // shape.n_head
     copied = 2 if dtype == "bfloat16" else 0  # bytes of a product's weight, which is rounded for it
     # What a layer keeps: two norms' normalised inputs and results, queries, keys and values, what attention gathers,
     # the feed-forward layer's, the masks of two dropouts, and numbers for each row.
-    inner, dropped = KEPT[shape.activation] * x, n * C * bool(shape.dropout)
-    layer = 8 * x + inner + scores + 2 * dropped + 16 * n + copied * 12 * C * C
-    kept, tied = shape.n_layer * layer + dropped + copied * V * C, table * shape.tie_weights
-    forward = (9 if gpu else FORWARD[shape.activation]) * x
-    backward = max(BACKWARD[shape.activation] * x, 5 * x + 16 * C * C)  # the product's gradient comes first
+    inner, dropped = KEPT[shape.activation] * kind.wide * x // 4, n * C * bool(shape.dropout)
+    layer = kind.kept * x + inner + scores + 2 * dropped + 16 * n + copied * kind.weights * C * C
+    kept, tied = layers * layer + dropped + copied * V * C, table * shape.tie_weights
+    forward = (9 if gpu else FORWARD[shape.activation]) * kind.wide * x // 4
+    backward = BACKWARD[shape.activation] * kind.wide * x // 4
+    backward = max(backward, 5 * x + 4 * kind.wide * C * C)  # the product's gradient comes first
     peaks = {
         "feed-forward of the last layer": kept - inner + forward,
         "loss: logits and probabilities, or the latter and their gradient": kept + 2 * x + 2 * logits,

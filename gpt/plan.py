@@ -12,6 +12,7 @@ PARTS = {
     "token_embedding_table.": "token table",
     "wpe.": "position table",
     "attn.": "attention",
+    "heads.": "attention",
     "mlp.": "feed-forward",
     "ln_": "layer norms",
     "lm_head.": "head",
@@ -55,10 +56,11 @@ def step_flops(config: Config) -> float:
     """Floating-point operations of the matrix products of one step: 6 per weight and token (forward, and two products
     backward), and 12 per layer, channel and pair of positions for attention (full, not only its causal half). A model
     without layers has none."""
-    shape, layers = config.gpt, MODEL_KINDS[config.train.model].num_layers(config.gpt)
+    shape, kind = config.gpt, MODEL_KINDS[config.train.model]
+    layers = kind.num_layers(shape)
     if not layers:
         return 0.0
-    weights = layers * 12 * shape.n_embd**2 + shape.vocab_size * shape.n_embd
+    weights = layers * kind.weights * shape.n_embd**2 + shape.vocab_size * shape.n_embd
     attention = 12 * layers * shape.n_embd * shape.block_size
     return step_tokens(config) * (6.0 * weights + attention)
 

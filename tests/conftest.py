@@ -56,7 +56,7 @@ def cuda(request):
     return backend
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # and no longer: there are tests that look for children which should be none
 def browser():
     """A headless Chromium; see tests/browser.py."""
     with chromium.started() as driver:

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from scripts import TEXT, TINY, assert_complaint, log, run, train
+from scripts import TEXT, TINY, assert_complaint, log, run, tiny, train
 from test_checkpoint import assert_refused, make, rewrite
 from tokenizers import (
     AddedToken,
@@ -472,7 +472,7 @@ def test_mistake_is_one_sentence_and_leaves_nothing_behind(cwd, capsys, args, sa
     (cwd / "words.json").write_text(only_words().to_str())
     (cwd / "folder.json").mkdir()
     before = sorted(cwd.rglob("*"))
-    status, out, err = main(*TINY, "--tokenizer", *args.split(), capsys=capsys)
+    status, out, err = main(*tiny("--tokenizer", *args.split()), capsys=capsys)
     assert (status, out) == (2, "")
     assert_complaint(err, said, "train.py")
     assert sorted(cwd.rglob("*")) == before

@@ -42,6 +42,19 @@ DOCUMENTED = {
         "max_iters": 5000, "learning_rate": 3e-4, "weight_decay": 0.01, "eval_interval": 500, "eval_iters": 200,
     },
 }  # fmt: skip
+LADDER = CONSTANT | PLAIN_ADAM | {
+    "batch_size": 32, "block_size": 8, "max_iters": 5000, "learning_rate": 1e-3, "weight_decay": 0.01,
+    "eval_interval": 500, "eval_iters": 200,
+}  # fmt: skip
+DOCUMENTED |= {
+    "ladder-1": LADDER | {"model": "bigram", "weight_decay": 0.0},
+    "ladder-2": LADDER | {"model": "heads", "n_embd": 32, "n_head": 1},
+    "ladder-3": LADDER | {"model": "heads", "n_embd": 32, "n_head": 4},
+    "ladder-4": LADDER | {"model": "feed-forward", "n_embd": 32, "n_head": 4},
+    "ladder-5": LADDER | {"model": "residual", "n_embd": 32, "n_head": 4, "n_layer": 3},
+    "ladder-6": LADDER | {"model": "layer-norm", "n_embd": 32, "n_head": 4, "n_layer": 3},
+    "ladder-7": DOCUMENTED["lecture"],
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -161,7 +174,7 @@ def test_a_preset_there_is_not_is_explained():
             {"tokenizer": "word"},
             "tokenizer must be one of char, byte, bpe, or the name of a tokenizer.json, got 'word'",
         ),
-        ({"model": "rnn"}, "model must be one of gpt, bigram, got 'rnn'"),
+        ({"model": "rnn"}, "model must be one of gpt, bigram, heads, feed-forward, residual, layer-norm, got 'rnn'"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
         ({"dropout": 1.1}, "dropout must be at most 1, got 1.1"),

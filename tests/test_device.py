@@ -107,11 +107,12 @@ def test_train_py_and_sample_py_run(arguments, device, cwd, monkeypatch, capsys)
     dtype = "bfloat16" if "bfloat16" in arguments else "float32"
     assert f"cupy on a stand-in in {dtype}" in out
     assert "best val loss" in out
-    options = ["--prompt", "ab", "--max-new-tokens", "20", *arguments]
+    options = ["--prompt", "ab", "--max-new-tokens", "20", "--attention", "page.html", *arguments]
     status, out, _ = run_main(sample, monkeypatch, capsys, *options)
     assert status == 0
     assert out.startswith("ab")
     assert len(out.strip()) == 22
+    assert '"layers":' in (cwd / "page.html").read_text()
 
 
 def test_a_bigram_table_trains_and_has_no_other_dtype(device, cwd, monkeypatch, capsys):

@@ -277,6 +277,8 @@ REFUSED = [
     ("text --huggingface there", "cannot read text: it is damaged or not a safetensors file"),
     ("run --huggingface there", "no bias on the logits: train a model with --no-head-bias, or export with --onnx"),
     ("bigram --huggingface there", "a bigram table has no place in GPT-2's architecture: export it with --onnx"),
+    ("heads --huggingface there", "a model of heads alone has no place in GPT-2's architecture: train a GPT"),
+    ("heads --onnx there", "a model of heads alone cannot be written as ONNX: train a GPT"),
     ("run --onnx nowhere/there", "cannot write nowhere/there: No such file or directory"),
     ("run --onnx empty", "empty is a folder"),
     ("run --onnx text/there", "cannot write text/there: Not a directory"),
@@ -296,7 +298,8 @@ REFUSED = [
 @pytest.fixture
 def places(cwd) -> Path:
     """What the commands in REFUSED name."""
-    for name, options in {"run": {"head_bias": True}, "plain": {}, "bigram": {"model": "bigram"}}.items():
+    kinds = {"bigram": {"model": "bigram"}, "heads": {"model": "heads"}}
+    for name, options in {"run": {"head_bias": True}, "plain": {}, **kinds}.items():
         Path(name).mkdir()
         save_checkpoint(Path(name, "best.safetensors"), random_checkpoint(**options))
     Path("empty").mkdir()

@@ -33,7 +33,7 @@ TENSORLITE = {
     "nn": {"nn", "ops", "tensor", "backends", "dtypes", "random", "words"},
     "optim": {"nn", "tensor", "backends", "words"},
     "gradcheck": {"gradcheck", "nn", "tensor", "autograd", "backends"},
-    "tools": {"tools", "autograd", "backends", "nn", "tensor"},
+    "tools": {"tools", "autograd", "backends", "nn", "ops", "optim", "tensor"},
     "doctor": {"doctor", "backends"},  # for CuPy's cache; of the others the public names only
     "pytest_plugin": set(),  # the public names only
 }
@@ -59,7 +59,7 @@ GPT = {
     "plot": {"cli", "log", "text", *PLAIN},
 }
 GPT["training"] = {"training", *GPT} - {"cli"}
-GPT |= {command: {command, "training", *GPT} for command in ("export", "inspect", "runs")}
+GPT |= {command: {command, "training", *GPT} for command in ("attention", "export", "inspect", "runs")}
 ARROWS = {"tensorlite": TENSORLITE, "gpt": GPT}
 
 

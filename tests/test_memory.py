@@ -95,6 +95,10 @@ SHAPES = {
     "head, backward": ("nanogpt-cpu", {"vocab_size": 9000, "micro_batch_size": 1, "tie_weights": False}),
     "token table, backward": ("nanogpt-cpu", {"vocab_size": 9000, "micro_batch_size": 1}),
     "table of pairs": ("bigram", {"vocab_size": 2000, "batch_size": 4}),
+    "attention of heads one by one": ("ladder-3", {"block_size": 256}),
+    "a rung's loss": ("ladder-4", {"vocab_size": 3000}),
+    "residual blocks": ("ladder-5", {"block_size": 256}),
+    "blocks with norms": ("ladder-6", {"n_embd": 256, "block_size": 64}),
 }
 
 
@@ -159,9 +163,10 @@ def test_a_micro_batch_takes_what_is_foreseen_of_a_gpu(device, monkeypatch, dtyp
     assert micro_batch_needs(config, 4, True, dtype) == pytest.approx(max(sizes), rel=0.1)
 
 
-@pytest.mark.parametrize("preset", ["nanogpt-cpu", "lecture", "bigram"])
+@pytest.mark.parametrize("preset", ["nanogpt-cpu", "lecture", "bigram", "ladder-5"])
 def test_sampling_takes_what_is_foreseen(preset):
-    config = load_preset(preset).updated({"vocab_size": 500 if preset == "bigram" else 65})
+    changes = {"bigram": {"vocab_size": 500}, "ladder-5": {"vocab_size": 65, "n_embd": 256}}
+    config = load_preset(preset).updated(changes.get(preset, {"vocab_size": 65}))
     ids = np.zeros((4, config.gpt.block_size // 2), np.int64)
 
     def sample():

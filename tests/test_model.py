@@ -181,29 +181,6 @@ def test_cross_attention():
         assert_close(got, want.detach().numpy())
 
 
-def test_three_ways_to_average_over_the_past():
-    """A loop, a product with a lower-triangular matrix, and softmax of a masked matrix: attention's first sketch."""
-    size = 6
-    past = np.tril(np.ones((size, size), dtype=bool))
-
-    def by_loop(x):
-        return tl.concatenate([x[:, : t + 1].mean(axis=1, keepdims=True) for t in range(size)], axis=1)
-
-    def by_matrix(x):
-        return (past / past.sum(axis=1, keepdims=True)) @ x
-
-    def by_softmax(x):
-        return tl.masked_fill(Tensor(np.zeros((size, size))), ~past, -math.inf).softmax() @ x
-
-    rng = np.random.default_rng(0)
-    x, gy = Tensor(rng.standard_normal((2, size, 3)), requires_grad=True), rng.standard_normal((2, size, 3))
-    expected = by_loop(x)
-    for way in (by_matrix, by_softmax):
-        y = way(x)
-        assert_close(y.data, expected.data)
-        assert_close(grad(y, [x], gy)[0], grad(by_loop(x), [x], gy)[0])
-
-
 # --- size and initial weights ---
 
 

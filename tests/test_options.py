@@ -48,6 +48,7 @@ TRAIN = {
     "--overfit": ("", "--overfit", "log"),
     "--overwrite": ("--out=full", "--overwrite", "full exists and is not empty"),
     "--patience": ("--learning-rate=0", "--patience=1", "log"),
+    "--profile": ("", "--profile=1", "--out has no effect with --profile"),
     "--qkv-bias": ("", "--qkv-bias", "printed"),
     "--resume": ("--out=run", "--resume --max-iters=21", "run exists and is not empty"),
     "--sample-interval": ("", "--sample-interval=3", "files"),
@@ -63,6 +64,7 @@ TRAIN = {
 }
 # Option of sample.py -> the same.
 SAMPLE = {
+    "--attention": ("", "--attention=page.html", "files"),
     "--backend": ("", "--backend=cupy", "the cupy backend cannot"),
     "--dtype": ("", "--dtype=bfloat16", "bfloat16"),
     "--graph": ("", "--no-graph", "--no-graph has no effect on the CPU"),
@@ -161,6 +163,7 @@ IMPOSSIBLE = {
         "--n-layer": ("1.5", "argument --n-layer: expected a whole number such as 1000, got '1.5'"),
         "--out": ("text.txt", "text.txt exists and is not empty"),
         "--patience": ("-1", "patience must be at least 0, got -1"),
+        "--profile": ("0", "--profile must be at least 1, got 0"),
         "--sample-interval": ("-1", "sample_interval must be at least 0, got -1"),
         "--seed": ("-1", "seed must be at least 0, got -1"),
         "--threads": ("0", "--threads must be at least 1, got 0"),
@@ -171,6 +174,7 @@ IMPOSSIBLE = {
         "--weight-decay": ("nan", "weight_decay must be finite, got nan"),
     },
     sample: {
+        "--attention": ("nowhere/page", "cannot write nowhere/page: give a file name in a folder that exists"),
         "--backend": ("tpu", "argument --backend: invalid choice: 'tpu'"),
         "--dtype": ("float16", "argument --dtype: invalid choice: 'float16'"),
         "--max-new-tokens": ("-1", "--max-new-tokens must be at least 0, got -1"),

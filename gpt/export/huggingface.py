@@ -12,6 +12,7 @@ import numpy as np
 from gpt.checkpoint import Checkpoint
 from gpt.errors import UserError
 from gpt.files import atomic_write, check_replaceable, explained
+from gpt.models.kinds import MODEL_KINDS
 from gpt.models.pretrained import MATRICES, SETTINGS, TOKENIZER, WEIGHTS
 from gpt.tensor_file import make_header, open_tensors
 from gpt.text.bpe import SubwordTokenizer
@@ -61,9 +62,10 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _config(checkpoint: Checkpoint) -> dict:
     """config.json."""
-    gpt = checkpoint.config.gpt
-    if checkpoint.config.train.model != "gpt":
-        raise UserError("a bigram table has no place in GPT-2's architecture: export it with --onnx, or train a GPT")
+    gpt, kind = checkpoint.config.gpt, checkpoint.config.train.model
+    if kind != "gpt":
+        way = "export it with --onnx, or train a GPT" if kind == "bigram" else "train a GPT"
+        raise UserError(f"a {MODEL_KINDS[kind].noun} has no place in GPT-2's architecture: {way}")
     if gpt.head_bias:
         raise UserError(
             "GPT-2's architecture has no bias on the logits: train a model with --no-head-bias, or export with --onnx"

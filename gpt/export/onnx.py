@@ -14,6 +14,7 @@ import numpy as np
 from gpt.checkpoint import Checkpoint
 from gpt.errors import MissingLibraryError, UserError
 from gpt.files import atomic_write, explained, open_regular
+from gpt.models.kinds import MODEL_KINDS
 from gpt.models.shape import GPTConfig
 
 OPSET, IR_VERSION = 20, 9  # of January 2024: the first with Gelu, which ONNX Runtime 1.17 reads
@@ -57,12 +58,15 @@ def write_onnx(path: Path, checkpoint: Checkpoint) -> None:
 def onnx_model(checkpoint: Checkpoint):
     """The ModelProto. UserError for what is too large."""
     config, onnx = checkpoint.config, _onnx()
+    write = {"gpt": _gpt, "bigram": _bigram}.get(config.train.model)
+    if write is None:
+        raise UserError(f"a {MODEL_KINDS[config.train.model].noun} cannot be written as ONNX: train a GPT")
     unique = {id(array): array for array in checkpoint.weights.values()}
     size = sum(array.nbytes for array in unique.values())
     if size > MAX_WEIGHTS:
         raise UserError(f"an ONNX file holds 2 GiB, and the weights take {size:,} bytes: export with --huggingface")
     g, helper, types = _Graph(onnx, checkpoint.weights), onnx.helper, onnx.TensorProto
-    logits, vocab_size = (_bigram if config.train.model == "bigram" else _gpt)(g, config.gpt), config.gpt.vocab_size
+    logits, vocab_size = write(g, config.gpt), config.gpt.vocab_size
     g.add("Gather", logits, -1, axis=1, name="next_logits")
     # For one position wpe would be broadcast over any number of them: there the axis is not free.
     time = 1 if config.gpt.block_size == 1 else "time"

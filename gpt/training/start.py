@@ -33,7 +33,7 @@ def start_session(
 ) -> Session:
     """A new run, from random weights or the initial ones. Nothing is written before everything has been checked."""
     name = _run_name(config)
-    config, dataset, model = _prepared(config, device, initial)
+    config, dataset, model = prepared(config, device, initial)
     folder = RunFolder.create(out, name, overwrite)
     atomic_write(folder.config, config.to_toml())
     remember(folder.path)
@@ -42,7 +42,7 @@ def start_session(
 
 def dry_run(config: Config, device: Device, initial: Initial | None = None) -> int:
     """Print what such a run would be: its parameters, its memory, its steps and its time. Nothing is written."""
-    config, dataset, model = _prepared(config, device, initial)
+    config, dataset, model = prepared(config, device, initial)
     text = dataset.train.characters + dataset.val.characters
     for line in planned(config, tl.get_backend(device.backend), device.cores, text, device.dtype):
         say(line)
@@ -60,7 +60,7 @@ def _run_name(config: Config) -> str:
     return preset if data is None else f"{preset}-{Path(data).stem[:MOST_OF_A_NAME]}"
 
 
-def _prepared(config: Config, device: Device, initial: Initial | None) -> tuple[Config, Dataset, LanguageModel]:
+def prepared(config: Config, device: Device, initial: Initial | None) -> tuple[Config, Dataset, LanguageModel]:
     """A new run's configuration, with what its text says of it, its data and its model."""
     if config.train.overfit:
         config = Config(replace(config.gpt, dropout=0.0), replace(config.train, eval_iters=1))

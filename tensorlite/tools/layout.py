@@ -7,7 +7,7 @@ from tensorlite.autograd import Node
 from tensorlite.tools.graph import Graph
 from tensorlite.tools.watch import OUTSIDE, Call, Seen
 
-AT_FIRST = 16  # things that are seen before anything is opened
+AT_FIRST = 24  # things that are seen before anything is opened
 
 
 @dataclass(eq=False)

@@ -118,6 +118,28 @@ class BackwardPass:
         seen.node.vjp = watched
 
 
+class ModulePaths:
+    """The ways to modules. The first model is what they begin in; those within another one begin with its class."""
+
+    def __init__(self, model: Module | None = None):
+        self.models: list[tuple[str, Module]] = []  # each with what its paths begin with
+        self._paths: dict[int, str] = {}
+        if model is not None:
+            self._add(model)
+
+    def path(self, module: Module) -> str:
+        """Such as "transformer.h.0.mlp"; of one that is in no model known, which is one itself from now on."""
+        if id(module) not in self._paths:
+            self._add(module)
+        return self._paths[id(module)]
+
+    def _add(self, model: Module) -> None:
+        prefix = f"{type(model).__name__}." if self.models else ""
+        self.models.append((prefix, model))
+        for key, path in _paths(model).items():
+            self._paths.setdefault(key, (prefix + path).removesuffix("."))
+
+
 class Watch:
     """See `watch`. `ops`: what was Seen, in the order in which it was recorded. `names`: of leaves and results by their
     nodes, as far as parameters or the caller's variables have them."""
@@ -133,12 +155,9 @@ class Watch:
         self.names: dict[Node, str] = {}
         self.backward = BackwardPass(on_gradient, sizes)
         self._on_result = on_result
-        self._paths: dict[int, str] = {}
-        self._models: list[tuple[str, Module]] = []
+        self._modules = ModulePaths(model)
         self._calls, self._starts, self._nodes = [OUTSIDE], [], set()
         self._others: dict[int, float] = {}  # since when the functions that are not tensorlite's run, by their frames
-        if model is not None:
-            self._add_model(model)
 
     def __enter__(self) -> "Watch":
         self._before = sys.getprofile()
@@ -148,27 +167,18 @@ class Watch:
     def __exit__(self, kind, error, traceback) -> None:
         sys.setprofile(self._before)
         self.names |= {x.node: name for name, x in variables(sys._getframe(1)).items()}
-        for prefix, model in self._models:
+        for prefix, model in self._modules.models:
             self.names |= {p.node: prefix + name for name, p in model.named_parameters() if p.node}
         last = self.backward.last
         if error is not None and last is not None and _passes_through(traceback, "backpropagate"):
             error.add_note(f"in the backward pass of {last.op}{last.path and f' in {last.path}'}, made at {last.where}")
-
-    def _add_model(self, model: Module) -> None:
-        """The first is what paths begin in; those of another one begin with its class."""
-        prefix = f"{type(model).__name__}." if self._models else ""
-        self._models.append((prefix, model))
-        for key, path in _paths(model).items():
-            self._paths.setdefault(key, (prefix + path).removesuffix("."))
 
     def _see(self, frame, event: str, arg) -> None:
         code = frame.f_code
         if code is _CALL:
             if event == "call":
                 module = frame.f_locals["self"]
-                if id(module) not in self._paths:
-                    self._add_model(module)
-                self._calls.append(Call(self._paths[id(module)], type(module).__name__, self._calls[-1]))
+                self._calls.append(Call(self._modules.path(module), type(module).__name__, self._calls[-1]))
             elif event == "return" and len(self._calls) > 1:
                 self._calls.pop()
         elif code.co_filename.startswith(_OPS):

@@ -19,6 +19,8 @@ import collections
 import contextlib
 import ctypes
 import itertools
+import math
+import time
 import types
 import weakref
 
@@ -227,9 +229,7 @@ def use(what: str, arrays) -> None:
 
 
 _pinned: dict[int, int] = {}  # address -> size
-_copies: list[
-    tuple
-] = []  # that may still be going on: (stream, how much it has done after it, address, what was there)
+_copies: list[tuple] = []  # that may be going on: (stream, how much it has done after it, address, what was there)
 
 
 def alloc_pinned_memory(size: int) -> np.ndarray:
@@ -267,20 +267,33 @@ def forget_copies() -> None:
 
 
 class Event:
-    """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for."""
+    """As cupy.cuda.Event: what a stream had done when it was recorded, and had waited for, and the time then."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False):
         self.reached: dict[int, int] = {}
+        self.stream, self.timing = None, not disable_timing
 
     def record(self, stream=None) -> "Event":
         stream = stream or _current
         self.reached = stream.waited | {stream.ptr: _done.get(stream.ptr, 0)}
+        self.stream, self.time = stream, time.perf_counter()
         return self
 
     def synchronize(self) -> None:
         if _capturing is not None:
             raise MisuseError("waiting for an event while capturing")
         end_copies(self)
+        if self.stream is not None:
+            self.stream.finished = max(self.stream.finished, self.time)
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """As cupy.cuda.get_elapsed_time, in milliseconds, of events that are over."""
+    if not (start.timing and end.timing):
+        raise MisuseError("the time of an event that was made without one")
+    if any(event.time > event.stream.finished for event in (start, end)):
+        raise MisuseError("the time of an event that nobody has waited for: CUDA says that it is not ready")
+    return 1e3 * (end.time - start.time)
 
 
 class Stream:
@@ -291,6 +304,7 @@ class Stream:
             raise MisuseError("a blocking stream waits for the null stream, which the stand-in does not")
         self.ptr = 0 if null else next(_serials) + 1
         self.waited: dict[int, int] = {}  # stream -> how much of its work is done before ours
+        self.finished = -math.inf  # up to when all of its events are over
         self._outer: list[Stream] = []  # a stream may be entered again within itself
 
     def __enter__(self):

@@ -27,7 +27,7 @@ NAMES = json.loads(Path(__file__).with_name("cupy_names.json").read_text())
 READING = {"nonzero", "argwhere", "flatnonzero", "unique", "allclose", "array_equal", "array2string", "array_repr"}
 CUDA = (
     "Event", "Memory", "MemoryPointer", "MemoryPool", "Stream", "alloc_pinned_memory", "get_current_stream",
-    "using_allocator",
+    "get_elapsed_time", "using_allocator",
 )  # fmt: skip
 CUBLAS = {"matmul", "dot", "inner", "tensordot", "einsum", "vdot", "kron", "outer", ".dot()", "__matmul__"}
 
@@ -54,6 +54,15 @@ def _arrays(x) -> list[np.ndarray]:
     return [a for item in x for a in _arrays(item)] if isinstance(x, (list, tuple)) else []
 
 
+def _device_arrays(x) -> list:
+    """The device arrays in arguments of any structure."""
+    if type(x) is ndarray:
+        return [x]
+    if isinstance(x, dict):
+        x = tuple(x.values())
+    return [a for item in x for a in _device_arrays(item)] if isinstance(x, (list, tuple)) else []
+
+
 @np.errstate(all="ignore")  # a GPU warns of nothing
 def _do(name: str, function, *args, **kwargs):
     """Call a function of NumPy's on device arrays, as a launch if it computes anything."""
@@ -61,26 +70,28 @@ def _do(name: str, function, *args, **kwargs):
         read(name)
     if name in CUBLAS and strict_cuda.is_capturing():
         raise MisuseError(f"{name}: CuPy refuses to call cuBLAS while capturing")
+    out, devices = kwargs.get("out"), _device_arrays((args, kwargs))
     args, kwargs = _unwrap(args), _unwrap(kwargs)
     given = _arrays((args, kwargs))
-    if kwargs.get("out") is not None or function in IN_PLACE:
+    if out is not None or function in IN_PLACE:
         launch(name, lambda: function(*args, **kwargs), given)
-        return ndarray(kwargs["out"]) if kwargs.get("out") is not None else None
+        return out
     result = function(*args, **kwargs)
     if isinstance(result, (list, tuple)):
         return type(result)(
-            _place(name, lambda i=i: function(*args, **kwargs)[i], r, given) for i, r in enumerate(result)
+            _place(name, lambda i=i: function(*args, **kwargs)[i], r, given, devices) for i, r in enumerate(result)
         )
-    return _place(name, lambda: function(*args, **kwargs), result, given)
+    return _place(name, lambda: function(*args, **kwargs), result, given, devices)
 
 
-def _place(name: str, function, result, given):
+def _place(name: str, function, result, given, devices):
     """A result as a device array: in memory of its own, unless it is a view of what was given."""
     if not isinstance(result, (np.ndarray, np.generic)):
         return result
     result = np.asarray(result)
-    if any(np.may_share_memory(result, a) for a in given):
-        return ndarray(result)
+    for x in devices:
+        if np.may_share_memory(result, x.inner):
+            return ndarray(result, x)
     out = strict_cuda.allocate(result.shape, result.dtype)
     if result.flags.f_contiguous and not result.flags.c_contiguous:
         out = out.reshape(result.shape[::-1]).T
@@ -96,10 +107,11 @@ def _place(name: str, function, result, given):
 class ndarray:  # noqa: N801 - CuPy's name
     """An array on the device."""
 
-    __slots__ = ("inner", "__weakref__")
+    __slots__ = ("base", "inner", "__weakref__")
 
-    def __init__(self, inner: np.ndarray):
+    def __init__(self, inner: np.ndarray, base: "ndarray | None" = None):
         self.inner = inner
+        self.base = base if base is None or base.base is None else base.base  # the array of which it is a view
         if strict_cuda.is_capturing():
             strict_cuda.made_while_capturing.add(self)
 
@@ -166,7 +178,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         if callable(found):
             method = getattr(np.ndarray, name)
             return lambda *args, **kwargs: _do(f".{name}()", method, self, *args, **kwargs)
-        return ndarray(found) if isinstance(found, np.ndarray) else found
+        return ndarray(found, self) if isinstance(found, np.ndarray) else found
 
 
 def _reading(name: str):

@@ -37,8 +37,8 @@ class GraphStream:
     @contextlib.contextmanager
     def at_work(self):
         """Within it work goes to the stream, after what was begun before and before what comes after."""
-        outer = self._cuda.get_current_stream()
         with self._lock:
+            outer = self._cuda.get_current_stream()
             self.stream.wait_event(outer.record())
             try:
                 with self.stream, self._cuda.using_allocator(self._pool.malloc):
