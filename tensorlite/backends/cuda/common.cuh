@@ -38,9 +38,15 @@ __device__ inline Real real(bfloat16 x) { return __uint_as_float((unsigned)x.bit
 
 // To the nearest, ties to even; a NaN stays one.
 __device__ inline bfloat16 to_bfloat16(float x) {
+#if __CUDA_ARCH__ >= 800
+    unsigned short rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return {rounded};
+#else  // where there is no instruction for it, and on the CPU
     unsigned bits = __float_as_uint(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return {(unsigned short)(bits >> 16 | 0x40u)};
     return {(unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+#endif
 }
 
 #if STORAGE == 16
@@ -49,24 +55,35 @@ __device__ inline Stored stored(Real x) { return to_bfloat16(x); }
 __device__ inline Stored stored(Real x) { return x; }
 #endif
 
-// -- packs: what a thread reads or writes at once, 16 bytes. Arrays that are read so begin at a multiple of that. --
+// -- packs: what a thread reads or writes at once, 16 bytes of Stored. Arrays that are read so begin at a multiple. --
 
+template <class T, int N> struct alignas(N * sizeof(T)) Items { T item[N]; };
 constexpr int PACK = 16 / sizeof(Stored);
-struct alignas(16) Pack { Stored item[PACK]; };
+typedef Items<Stored, PACK> Pack;
 
-// Elements [i, i + PACK) of the n of x; what lies beyond them is not touched.
-__device__ inline Pack load_pack(const Stored* x, Index i, Index n) {
-    if (i + PACK <= n) return *(const Pack*)(x + i);
-    Pack pack = {};
-    #pragma unroll
-    for (int k = 0; k < PACK; k++) if (i + k < n) pack.item[k] = x[i + k];
-    return pack;
-}
-
+// Elements [i, i + PACK) of the n of y; what lies beyond them is not touched.
 __device__ inline void store_pack(Stored* y, Index i, Index n, const Pack& pack) {
     if (i + PACK <= n) { *(Pack*)(y + i) = pack; return; }
     #pragma unroll
     for (int k = 0; k < PACK; k++) if (i + k < n) y[i + k] = pack.item[k];
+}
+
+// y[i + k] = f(k, x[i + k]...) for the elements k of a pack, those below n. No read waits for another, as it would behind
+// a test of its own for the end.
+template <class F, class... T>
+__device__ inline void map_pack(Stored* y, Index i, Index n, F f, const T*... x) {
+    if (i + PACK <= n) {
+        Pack result;
+        auto of_packs = [&](Items<T, PACK>... x) {
+            #pragma unroll
+            for (int k = 0; k < PACK; k++) result.item[k] = stored(f(k, x.item[k]...));
+        };
+        of_packs(*(const Items<T, PACK>*)(x + i)...);
+        *(Pack*)(y + i) = result;
+        return;
+    }
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) if (i + k < n) y[i + k] = stored(f(k, x[i + k]...));
 }
 
 // The first element that this thread of the grid is to work on, when each takes `each` in turn.

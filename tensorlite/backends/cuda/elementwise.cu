@@ -1,31 +1,17 @@
 // Activations and dropout: a thread takes one pack of elements.
 
-template <class F>
-__device__ void map(const Stored* x, Stored* y, Index n, F f) {
-    Index i = first_element(PACK);
-    if (i >= n) return;
-    Pack a = load_pack(x, i, n);
-    #pragma unroll
-    for (int k = 0; k < PACK; k++) a.item[k] = stored(f(real(a.item[k])));
-    store_pack(y, i, n, a);
-}
-
-template <class F>
-__device__ void map(const Stored* x1, const Stored* x2, Stored* y, Index n, F f) {
-    Index i = first_element(PACK);
-    if (i >= n) return;
-    Pack a = load_pack(x1, i, n), b = load_pack(x2, i, n);
-    #pragma unroll
-    for (int k = 0; k < PACK; k++) a.item[k] = stored(f(real(a.item[k]), real(b.item[k])));
-    store_pack(y, i, n, a);
+// y = f(x...)
+template <class F, class... T>
+__device__ void map(Stored* y, Index n, F f, const T*... x) {
+    map_pack(y, first_element(PACK), n, [=](int, T... x) { return f(real(x)...); }, x...);
 }
 
 KERNEL relu(const Stored* x, Stored* y, Index n) {
-    map(x, y, n, [](Real x) { return x <= 0 ? Real(0) : x; });  // a NaN stays one
+    map(y, n, [](Real x) { return x <= 0 ? Real(0) : x; }, x);  // a NaN stays one
 }
 
 KERNEL relu_vjp(const Stored* gy, const Stored* y, Stored* gx, Index n) {
-    map(gy, y, gx, n, [](Real gy, Real y) { return y <= 0 ? Real(0) : gy; });  // a NaN passes its gradient on
+    map(gx, n, [](Real gy, Real y) { return y <= 0 ? Real(0) : gy; }, gy, y);  // a NaN passes its gradient on
 }
 
 // GELU: y = x Phi(x), dy/dx = Phi(x) + x phi(x). Phi is the normal distribution function, phi its density.
@@ -33,14 +19,15 @@ KERNEL relu_vjp(const Stored* gy, const Stored* y, Stored* gx, Index n) {
 __device__ inline Real normal_cdf(Real x) { return Real(0.5) * (1 + erf(x * Real(0.70710678118654752))); }
 
 KERNEL gelu(const Stored* x, Stored* y, Index n) {
-    map(x, y, n, [](Real x) { return x * normal_cdf(x); });
+    map(y, n, [](Real x) { return x * normal_cdf(x); }, x);
 }
 
 KERNEL gelu_vjp(const Stored* gy, const Stored* x, Stored* gx, Index n) {
-    map(gy, x, gx, n, [](Real gy, Real x) {
+    auto slope = [](Real gy, Real x) {
         Real density = exp(Real(-0.5) * x * x) * Real(0.39894228040143268);
         return gy * (normal_cdf(x) + x * density);
-    });
+    };
+    map(gx, n, slope, gy, x);
 }
 
 // GPT-2's approximation: Phi(x) = (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -52,14 +39,15 @@ __device__ inline Real tanh_cdf(Real x) {
 }
 
 KERNEL gelu_tanh(const Stored* x, Stored* y, Index n) {
-    map(x, y, n, [](Real x) { return x * tanh_cdf(x); });
+    map(y, n, [](Real x) { return x * tanh_cdf(x); }, x);
 }
 
 KERNEL gelu_tanh_vjp(const Stored* gy, const Stored* x, Stored* gx, Index n) {
-    map(gy, x, gx, n, [](Real gy, Real x) {
+    auto slope = [](Real gy, Real x) {
         Real cdf = tanh_cdf(x), slope_of_u = TANH_SCALE * (1 + 3 * TANH_CUBIC * x * x);
         return gy * (cdf + 2 * x * cdf * (1 - cdf) * slope_of_u);  // tanh' = 1 - tanh^2 = 4 cdf (1 - cdf)
-    });
+    };
+    map(gx, n, slope, gy, x);
 }
 
 // -- dropout --
@@ -99,15 +87,14 @@ __device__ inline void store_flags(bool* keep, Index start, Index n, const Flags
     for (int k = 0; k < 16; k++) if (start + k >= 0 && start + k < n) keep[start + k] = flags.item[k];
 }
 
-// y = x * keep * scale for the pack at i, plus the residual if there is one.
-__device__ inline void drop_pack(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index i, Index n,
-                                 Real scale) {
-    Pack a = load_pack(x, i, n), b = {};
-    if (residual) b = load_pack(residual, i, n);
-    #pragma unroll
-    for (int k = 0; k < PACK; k++)
-        a.item[k] = stored((i + k < n && keep[k] ? real(a.item[k]) * scale : Real(0)) + real(b.item[k]));
-    store_pack(y, i, n, a);
+// y = x * keep * scale for the pack at i, plus the residual if there is one. kept(k, more...) says it of element k.
+template <class F, class... T>
+__device__ inline void drop_pack(const Stored* x, const Stored* residual, Stored* y, Index i, Index n, Real scale, F kept,
+                                 const T*... more) {
+    auto drop = [=](int k, Stored x, T... more) { return kept(k, more...) ? real(x) * scale : Real(0); };
+    auto add = [=](int k, Stored r, Stored x, T... more) { return drop(k, x, more...) + real(r); };
+    if (residual) map_pack(y, i, n, add, residual, x, more...);
+    else map_pack(y, i, n, drop, x, more...);
 }
 
 // keep[i]: whether element first + i of the stream is kept. A thread takes the elements of one block. If causal, keep
@@ -125,17 +112,18 @@ KERNEL dropout_mask(bool* keep, Index n, Index first, Index seed, Index stream, 
 
 KERNEL dropout(const Stored* x, const bool* keep, const Stored* residual, Stored* y, Index n, double scale) {
     Index i = first_element(PACK);
-    if (i < n) drop_pack(x, keep + i, residual, y, i, n, scale);
+    if (i < n) drop_pack(x, residual, y, i, n, scale, [](int, bool kept) { return kept; }, keep);
 }
 
 // Both at once: `first` is a multiple of 16.
-KERNEL draw_dropout(const Stored* x, const Stored* residual, Stored* y, bool* keep, Index n, Index first, Index seed,
+KERNEL draw_dropout(const Stored* __restrict__ x, const Stored* __restrict__ residual, Stored* __restrict__ y,
+                    bool* __restrict__ keep, Index n, Index first, Index seed,
                     Index stream, const u64* step, Index call, Index threshold, double scale) {
     Index start = first_element(16);
     if (start >= n) return;
     Flags flags = draw((first + start) / 16, seed, stream, step, call, threshold);
     #pragma unroll
     for (int i = 0; i < 16; i += PACK)
-        if (start + i < n) drop_pack(x, flags.item + i, residual, y, start + i, n, scale);
+        if (start + i < n) drop_pack(x, residual, y, start + i, n, scale, [&](int k) { return flags.item[i + k]; });
     store_flags(keep, start, n, flags);
 }
