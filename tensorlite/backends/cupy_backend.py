@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from tensorlite.backends.base import Backend, BackendError, as_rows, dropout_scale
-from tensorlite.backends.cuda.card import SHARED_BYTES, Card
+from tensorlite.backends.cuda.card import Card
 from tensorlite.backends.cuda.cublas import Gemm
 from tensorlite.backends.cuda.failures import explain_failure
 from tensorlite.backends.cuda.flash import FlashAttention, Saved
@@ -211,19 +211,16 @@ class CupyBackend(Backend):
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
         (x, mean, rstd), C = saved, gy.shape[-1]
         N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)
-        warp_bytes = 2 * C * mean.itemsize
-        warps = max(1, min(4, SHARED_BYTES // max(warp_bytes, 1)))
-        blocks = max(min(1024, -(-N // warps)), -(-N // (8 * warps)))  # a warp's sums of 8 rows are still precise
-        wanted, fit = weight is not None or has_bias, warp_bytes <= self._card.shared
-        sums, shared = (self.xp.empty((blocks, 2 * C), mean.dtype), warps * warp_bytes) if wanted and fit else (None, 0)
-        args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C
-        self._launch("layer_norm_vjp", gy.dtype, (blocks,), warps * WARP, *args, shared=shared)
+        at_once = 16 // gy.itemsize if C * gy.itemsize % 16 == 0 else 1
+        threads = min(512, -(-C // (at_once * WARP)) * WARP)  # each with its columns, which wide rows have more of
+        pieces, warps = -(-C // max(at_once * threads, 1)), max(threads // WARP, 1)
+        rounds = max(1, min(16 // warps, N // (128 * warps)))  # few sums, but precise, and blocks to fill a GPU
+        blocks = -(-N // (rounds * warps))
+        sums = None if weight is None and not has_bias else self.xp.empty((blocks, 2 * C), mean.dtype)
+        args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C, rounds
+        self._launch("layer_norm_vjp", gy.dtype, (blocks, pieces), threads, *args)
         if sums is not None:
             gweight, gbias = self._sum_of_sums(sums, gy.dtype).reshape(2, C)
-        elif wanted:  # the sums of a row are too many for a block of this card
-            x, gy = (as_rows(array).astype(mean.dtype, copy=False) for array in (x, gy))
-            xhat = (x - x[:, :1] - mean[:, None]) * rstd[:, None]
-            gweight, gbias = self.sum_rows(gy * xhat), self.sum_rows(gy)
         return gx, None if weight is None else gweight, gbias if has_bias else None
 
     # -- tables and losses --

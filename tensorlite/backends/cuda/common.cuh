@@ -57,7 +57,7 @@ __device__ inline Stored stored(Real x) { return x; }
 
 // -- packs: what a thread reads or writes at once, 16 bytes of Stored. Arrays that are read so begin at a multiple. --
 
-template <class T, int N> struct alignas(N * sizeof(T)) Items { T item[N]; };
+template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Items { T item[N]; };
 constexpr int PACK = 16 / sizeof(Stored);
 typedef Items<Stored, PACK> Pack;
 
