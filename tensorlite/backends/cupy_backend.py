@@ -123,10 +123,11 @@ class CupyBackend(Backend):
 
     @kernel_method
     def sum_rows(self, x):
-        (N, C), x = x.shape, self._contiguous(x)
-        slabs = max(1, min(32, N // 64))
+        (N, C), x, at_once = x.shape, self._contiguous(x), _at_once(x)
+        slabs = max(1, min(64, N // 64))
         sums = self.xp.empty((slabs, C), _real(x.dtype))
-        self._launch("sum_rows", x.dtype, (-(-C // WARP), slabs), THREADS, x, sums, N, C)
+        blocks = -(-C // (WARP * at_once)), slabs
+        self._launch("sum_rows", x.dtype, blocks, THREADS, x, sums, N, C, int(at_once > 1))
         return self._sum_of_sums(sums, x.dtype)
 
     def _sum_of_sums(self, sums, dtype):
@@ -210,8 +211,7 @@ class CupyBackend(Backend):
     @kernel_method
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
         (x, mean, rstd), C = saved, gy.shape[-1]
-        N, gx = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype)
-        at_once = 16 // gy.itemsize if C * gy.itemsize % 16 == 0 else 1
+        N, gx, at_once = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype), _at_once(gy)
         threads = min(512, -(-C // (at_once * WARP)) * WARP)  # each with its columns, which wide rows have more of
         pieces, warps = -(-C // max(at_once * threads, 1)), max(threads // WARP, 1)
         rounds = max(1, min(16 // warps, N // (128 * warps)))  # few sums, but precise, and blocks to fill a GPU
@@ -361,6 +361,11 @@ def _real(dtype):
 def _pitch(x) -> int:
     """From row to row of a matrix, in elements."""
     return x.strides[0] // x.itemsize
+
+
+def _at_once(x) -> int:
+    """How many elements of a row are read at once: 16 bytes of them, where every row begins at a multiple of that."""
+    return 1 if x.shape[-1] * x.itemsize % 16 else 16 // x.itemsize
 
 
 def _row_threads(length: int) -> int:

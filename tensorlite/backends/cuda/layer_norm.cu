@@ -138,20 +138,41 @@ KERNEL layer_norm_vjp(const Stored* __restrict__ gy, const Stored* __restrict__ 
 // -- sums over the rows of any matrix, as a bias's gradient is --
 
 // Row j of sums (gridDim.y, C): the sum of the rows of x (N, C) that fall to block (i, j), whose warps take every so
-// many-th each, and a lane a column.
-template <class T>
-__device__ void add_rows(const T* x, Real* sums, Index N, Index C) {
-    __shared__ Real shared[WARP][WARP];
+// many-th each, and a lane W columns. shared: a row for each warp.
+template <int W, class T>
+__device__ inline void add_rows(const T* x, Real* sums, Index N, Index C, Real (*shared)[WARP * W]) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    Index c = (Index)blockIdx.x * WARP + lane, first = (Index)blockIdx.y * warps + warp;
-    Sum sum, all;
-    if (c < C) sum.add(first, (Index)gridDim.y * warps, N, [&](Index row) { return real(x[row * C + c]); });
-    shared[warp][lane] = sum.total;
+    Index first = (Index)blockIdx.x * WARP * W, c = first + lane * W, step = (Index)gridDim.y * warps;
+    Sum sum[W], all;
+    for (Index row = (Index)blockIdx.y * warps + warp; c < C && row < N; row += 8 * step) {
+        Real eight[W] = {};
+        #pragma unroll
+        for (int i = 0; i < 8; i++) {  // as Sum adds up a sequence
+            Index next = row + i * step;
+            auto some = items<W>(x + (next < N ? next : row) * C + c);
+            #pragma unroll
+            for (int k = 0; k < W; k++) eight[k] += next < N ? real(some.item[k]) : Real(0);
+        }
+        #pragma unroll
+        for (int k = 0; k < W; k++) sum[k].add(eight[k]);
+    }
+    #pragma unroll
+    for (int k = 0; k < W; k++) shared[warp][lane * W + k] = sum[k].total;
     __syncthreads();
-    if (warp > 0 || c >= C) return;
-    all.add(0, 1, warps, [&](Index w) { return shared[w][lane]; });
+    c = first + threadIdx.x;
+    if (threadIdx.x >= WARP * W || c >= C) return;
+    all.add(0, 1, warps, [&](Index w) { return shared[w][threadIdx.x]; });
     sums[blockIdx.y * C + c] = all.total;
 }
 
-KERNEL sum_rows(const Stored* x, Real* sums, Index N, Index C) { add_rows(x, sums, N, C); }
-KERNEL sum_rows_of_sums(const Real* x, Real* sums, Index N, Index C) { add_rows(x, sums, N, C); }
+// As many columns to a lane as a pack has, where the launcher says `packs`; for blocks of eight warps.
+KERNEL sum_rows(const Stored* x, Real* sums, Index N, Index C, Index packs) {
+    __shared__ Real shared[8][WARP * PACK];
+    if (packs) add_rows<PACK>(x, sums, N, C, shared);
+    else add_rows<1>(x, sums, N, C, (Real(*)[WARP])shared);
+}
+
+KERNEL sum_rows_of_sums(const Real* x, Real* sums, Index N, Index C) {
+    __shared__ Real shared[WARP][WARP];
+    add_rows<1>(x, sums, N, C, shared);
+}
