@@ -110,7 +110,9 @@ class CupyBackend(Backend):
         x2 = as_rows(x)
         y = self._empty_rows(x2.shape[0], w.shape[0], x.dtype)
         if b is not None:
-            y[...] = b
+            packs, args = y.strides[0] // 16, (self._contiguous(b, _real(x.dtype)), y, *y.shape, _pitch(y))
+            blocks, threads = (min(len(y), 2048), -(-packs // _row_threads(packs))), _row_threads(packs)
+            self._launch("fill_rows", x.dtype, blocks, threads, *args)
         self._gemm(x2, w, trans_b=True, out=y, accumulate=b is not None)
         return y.reshape(*x.shape[:-1], w.shape[0])
 

@@ -91,6 +91,9 @@ case("layer_norm, bare", lambda be, gy, x: layer_norm(be, gy, x, None, None), no
 for shape in ((0, 33), (4, 0), (1, 3), (1, 31), (300, 70), (513, 32), (700, 264), (3000, 100)):
     case(f"sum_rows {shape}", lambda be, x: [be.sum_rows(x)], normal(*shape))
 
+for rows, C in ((1, 1), (33, 65), (2100, 40), (3, 2300)):
+    case(f"linear {rows} {C}", lambda be, *a: [be.linear(*a)], normal(rows, 9), normal(C, 9), normal(C))
+
 
 def cross_entropy(be, logits, targets, gy):
     losses, saved = be.cross_entropy(logits, targets, -100)

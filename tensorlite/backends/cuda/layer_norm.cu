@@ -135,7 +135,18 @@ KERNEL layer_norm_vjp(const Stored* __restrict__ gy, const Stored* __restrict__ 
     else normalize_vjp<1>(gy, x, weight, mean, rstd, gx, sums, N, C, rounds, rows);
 }
 
-// -- sums over the rows of any matrix, as a bias's gradient is --
+// -- a bias in every row of a matrix, and sums over the rows, as its gradient is --
+
+// y[row, c] = bias[c] for the rows of y, which begin `pitch` after one another, and what lies between them. A thread takes
+// a pack of columns, and every so many-th row.
+KERNEL fill_rows(const Real* bias, Stored* y, Index N, Index C, Index pitch) {
+    Index c = ((Index)blockIdx.y * blockDim.x + threadIdx.x) * PACK;
+    if (c >= pitch) return;
+    Pack pack;
+    #pragma unroll
+    for (int k = 0; k < PACK; k++) pack.item[k] = stored(c + k < C ? bias[c + k] : Real(0));
+    for (Index row = blockIdx.x; row < N; row += gridDim.x) *(Pack*)(y + row * pitch + c) = pack;
+}
 
 // Row j of sums (gridDim.y, C): the sum of the rows of x (N, C) that fall to block (i, j), whose warps take every so
 // many-th each, and a lane W columns. shared: a row for each warp.
