@@ -110,9 +110,9 @@ class CupyBackend(Backend):
         x2 = as_rows(x)
         y = self._empty_rows(x2.shape[0], w.shape[0], x.dtype)
         if b is not None:
-            packs, args = y.strides[0] // 16, (self._contiguous(b, _real(x.dtype)), y, *y.shape, _pitch(y))
-            blocks, threads = (min(len(y), 2048), -(-packs // _row_threads(packs))), _row_threads(packs)
-            self._launch("fill_rows", x.dtype, blocks, threads, *args)
+            packs, threads = y.strides[0] // 16, _row_threads(y.strides[0] // 16)
+            args = (min(len(y), 2048), -(-packs // threads)), threads, self._contiguous(b, _real(x.dtype))
+            self._launch("fill_rows", x.dtype, *args, y, *y.shape, _pitch(y))
         self._gemm(x2, w, trans_b=True, out=y, accumulate=b is not None)
         return y.reshape(*x.shape[:-1], w.shape[0])
 
@@ -127,8 +127,7 @@ class CupyBackend(Backend):
     def sum_rows(self, x):
         (N, C), x, at_once = x.shape, self._contiguous(x), _at_once(x)
         slabs = max(1, min(64, N // 64))
-        sums = self.xp.empty((slabs, C), _real(x.dtype))
-        blocks = -(-C // (WARP * at_once)), slabs
+        sums, blocks = self.xp.empty((slabs, C), _real(x.dtype)), (-(-C // (at_once * WARP)), slabs)
         self._launch("sum_rows", x.dtype, blocks, THREADS, x, sums, N, C, int(at_once > 1))
         return self._sum_of_sums(sums, x.dtype)
 
@@ -214,13 +213,12 @@ class CupyBackend(Backend):
     def layer_norm_vjp(self, gy, saved, weight, has_bias):
         (x, mean, rstd), C = saved, gy.shape[-1]
         N, gx, at_once = gy.size // max(C, 1), self.xp.empty(gy.shape, gy.dtype), _at_once(gy)
-        threads = min(512, -(-C // (at_once * WARP)) * WARP)  # each with its columns, which wide rows have more of
-        pieces, warps = -(-C // max(at_once * threads, 1)), max(threads // WARP, 1)
+        warps = min(16, max(1, -(-C // (at_once * WARP))))  # of a block, where each thread has its columns
         rounds = max(1, min(16 // warps, N // (128 * warps)))  # few sums, but precise, and blocks to fill a GPU
-        blocks = -(-N // (rounds * warps))
-        sums = None if weight is None and not has_bias else self.xp.empty((blocks, 2 * C), mean.dtype)
+        blocks = -(-N // (rounds * warps)), -(-C // (at_once * warps * WARP))
+        sums = None if weight is None and not has_bias else self.xp.empty((blocks[0], 2 * C), mean.dtype)
         args = self._contiguous(gy), x, self._contiguous(weight, mean.dtype), mean, rstd, gx, sums, N, C, rounds
-        self._launch("layer_norm_vjp", gy.dtype, (blocks, pieces), threads, *args)
+        self._launch("layer_norm_vjp", gy.dtype, blocks, warps * WARP, *args)
         if sums is not None:
             gweight, gbias = self._sum_of_sums(sums, gy.dtype).reshape(2, C)
         return gx, None if weight is None else gweight, gbias if has_bias else None
