@@ -143,7 +143,7 @@ def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int,
     T, heads, dropout = shape.block_size, rows * shape.n_head, bool(shape.dropout)  # noqa: N806
     mask = heads * T * T * dropout  # on the CPU it is gone once it has been used, before there is as much of the rest
     if gpu and dtype == "bfloat16" and shape.n_embd // shape.n_head in FLASH_HEADS:
-        return 4 * heads * T + mask, 0  # a number per query
+        return 4 * heads * T + mask, 2 * rows * T * shape.n_embd  # a number per query; half of gq's sums in float32
     if gpu:
         scores = (2 if dtype == "bfloat16" else 4) * heads * T * T
         return scores * (1 + dropout) + mask, scores

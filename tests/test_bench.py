@@ -365,7 +365,7 @@ def test_a_profile_has_every_kernel_and_product(n_embd, device):
         trainer, time.perf_counter, lambda start, end: end - start, lambda: busy.append(None), steps=2
     )
     names = {row["kernel"]: row for row in rows}
-    attention = "flash_attention_gkv" if n_embd == 64 else "attention_softmax_vjp"
+    attention = "flash_attention_vjp" if n_embd == 64 else "attention_softmax_vjp"
     assert {attention, "layer_norm", "adamw_step", f"product 32 x {n_embd} x {4 * n_embd}"} <= set(names)
     assert names["layer_norm"]["calls"] == 3
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.01)
