@@ -14,8 +14,10 @@ import gpt.text.dataset
 import gpt.text.sources
 from gpt.errors import UserError
 from gpt.files import cache_folder
+from gpt.text import stored
 from gpt.text.dataset import Split, _counts, make_dataset, optima, random_starts
 from gpt.text.sources import Text, load_text
+from gpt.text.stored import StoredText
 from gpt.text.tokenizers import ByteTokenizer, make_tokenizer
 
 PLAY = b"Enter two clowns.\nExeunt.\n"  # stands in for tinyshakespeare
@@ -384,3 +386,38 @@ def test_large_vocabulary_has_no_bigram(monkeypatch):
     monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     assert "bigram" in optima(dataset("ab" * 50))
     assert "bigram" not in optima(dataset("abc" * 50))
+
+
+MIXED = "aé日😀\n" * 7 + "plain\r\n"
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 64, 1000])
+@pytest.mark.parametrize("raw", [MIXED.encode(), b"\xef\xbb\xbf" + MIXED.encode(), bytes(range(256)) * 2], ids=str)
+def test_a_text_stays_in_its_file(tmp_path, monkeypatch, size, raw):
+    """Whatever the pieces, it is the text that a str would be, and so are its parts."""
+    monkeypatch.setattr(stored, "PIECE", max(size, 4))
+    (tmp_path / "text").write_bytes(raw)
+    text = StoredText.of_file(tmp_path / "text", "surrogateescape")
+    whole = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    assert text == whole
+    assert (len(text), text.symbols) == (len(whole), set(whole))
+    for start in range(0, len(whole), size):
+        for stop in {start, min(len(whole), start + 2 * size), len(whole)}:
+            part = text.part(start, stop)
+            assert part == whole[start:stop]
+            assert b"".join(part.raw_pieces()) == whole[start:stop].encode("utf-8", "surrogateescape")
+    both = StoredText.joined([whole, text, "end"])
+    assert both == whole + whole + "end"
+    assert both.part(len(whole) - 1, len(whole) + 1) == whole[-1] + whole[0]
+
+
+@pytest.mark.parametrize("now", [b"", b"longer than before", b"\xff" * 10, "é".encode() * 5])
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, now):
+    (tmp_path / "text").write_bytes(b"0123456789")
+    text = StoredText.of_file(tmp_path / "text")
+    (tmp_path / "text").write_bytes(now)
+    if now == b"longer than before":  # whose first ten characters could be anything
+        assert str(text) == "longer tha"
+    else:
+        with pytest.raises(UserError, match="text has changed while it was read: start again when it is complete"):
+            str(text)
