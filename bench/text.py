@@ -3,10 +3,10 @@
     python bench/text.py
     python bench/text.py --megabytes 1 10 100 1000 --json bench/results/text.json
 
-Each size is read in a process of its own, as train.py does it before its first step: characters, then bytes. The text is
-Python's language reference, over and over; with --symbols "€" that sign stands at its end, so that a str of it would take
-twice the memory. The memory is what the process held at its peak beyond what it had when the libraries were there, and
-when all was read; per byte of text.
+Each size is read in a process of its own, as train.py does it before its first step: characters, then bytes. The text
+is Python's language reference, over and over; with --symbols "€" that sign stands at its end, so that a str of it would
+take twice the memory. The memory is what the process held at its peak beyond what it had when the libraries were there,
+and when all was read; per byte of text.
 """
 
 import argparse
@@ -47,7 +47,10 @@ print(json.dumps({"read": read - start, "counted": counted - read, "peak": peak 
 def main() -> None:
     args = parse_arguments()
     rows = []
-    print(f"{'size':>8} {'tokens':7} {'read':>9} {'MB/s':>7} {'counted':>9} {'MB/s':>7}  {'peak':>6} {'after':>6} bytes per byte")
+    print(
+        f"{'size':>8} {'tokens':7} {'read':>9} {'MB/s':>7} {'counted':>9} {'MB/s':>7} "
+        f" {'peak':>6} {'after':>6} bytes per byte"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         for megabytes in args.megabytes:
