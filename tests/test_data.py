@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import gpt.text.dataset
+import gpt.text.kept
 import gpt.text.sources
 from gpt.errors import UserError
 from gpt.files import cache_folder
@@ -18,7 +19,7 @@ from gpt.text import stored
 from gpt.text.dataset import Split, _counts, make_dataset, optima, random_starts
 from gpt.text.sources import Text, load_text
 from gpt.text.stored import StoredText
-from gpt.text.tokenizers import ByteTokenizer, make_tokenizer
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 PLAY = b"Enter two clowns.\nExeunt.\n"  # stands in for tinyshakespeare
 
@@ -421,3 +422,36 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, now):
     else:
         with pytest.raises(UserError, match="text has changed while it was read: start again when it is complete"):
             str(text)
+
+
+def test_tokens_of_a_large_text_are_kept(cwd, monkeypatch):
+    """And made only once, whatever becomes of the files meanwhile."""
+    monkeypatch.setattr(gpt.text.dataset, "WORTH_IT", 100)
+    folder, made = cwd / "cache/tensorlite/tokens", []
+    encode = CharTokenizer.encode
+    monkeypatch.setattr(CharTokenizer, "encode", lambda self, *args: made.append(1) or encode(self, *args))
+
+    def tokens(text="abcab" * 200):
+        made.clear()
+        data = dataset(text, val_fraction=0.5)
+        return data.train.tokens.tolist() + data.val.tokens.tolist(), len(made)
+
+    plain = [*map("abc".index, "abcab" * 200)]
+    assert tokens() == (plain, 2)
+    assert tokens() == (plain, 0)
+    assert isinstance(dataset("abcab" * 200, val_fraction=0.5).train.tokens, np.memmap)
+    first, second = sorted(folder.iterdir())
+    whole = first.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + b"\xff", b"\x93NUMPY\x01\x00garbage"):
+        first.write_bytes(damaged)
+        assert tokens() == (plain, 1)
+    second.unlink()
+    second.mkdir()
+    assert tokens() == (plain, 1)  # which cannot be kept
+    second.rmdir()
+    for text in ("abcba", "abccc", "bbcba"):
+        assert tokens(text * 100)[1] == 2
+    assert len([*folder.iterdir()]) == 4
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(gpt.text.kept, "cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert tokens() == (plain, 2)

@@ -1,14 +1,17 @@
 """A text as tokens: its blocks for training and validation, and the losses that mere counting reaches."""
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.text.kept import WORTH_IT, kept
 from gpt.text.sources import Text
-from gpt.text.stored import PIECE, AnyText, part, raw_pieces
+from gpt.text.stored import PIECE, AnyText, part, raw_pieces, raw_size
 from gpt.text.tokenizers import Tokenizer
 
 MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
@@ -85,21 +88,24 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
     vocab_size = tokenizer.vocab_size
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 
+    digest = hashlib.sha256(f"{boundary}\n".encode())
+    for piece in raw_pieces(text.text):
+        digest.update(piece)
+
     def make_split(which: str, characters: AnyText) -> Split:
-        tokens = tokenizer.encode(characters, dtype)
+        size = raw_size(characters)
+        name = hashlib.sha256(json.dumps([digest.hexdigest(), which, tokenizer.to_dict()]).encode()).hexdigest()
+        make = partial(tokenizer.encode, characters, dtype)
+        tokens = kept(name, np.dtype(dtype), vocab_size, make) if size >= WORTH_IT else make()
         if len(tokens) <= block_size:
             raise UserError(
                 f"the {which} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
                 f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
             )
-        size = sum(map(len, raw_pieces(characters))) if isinstance(characters, str) else characters.size
         return Split(tokens, block_size, text.record, len(characters), size)
 
     train = make_split("training", part(text.text, 0, boundary))
     val = make_split("validation", part(text.text, boundary, len(text.text)))
-    digest = hashlib.sha256(f"{boundary}\n".encode())
-    for piece in raw_pieces(text.text):
-        digest.update(piece)
     return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
 
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gpt.errors import UserError
+from gpt.text.utf8 import encoded
 
 PIECE = 2**20  # characters, or bytes, that are handled at a time: what is made on the way is many times their memory
 BAR_SECONDS = 3.0  # after which a terminal shows how far a pass over a text has come
@@ -83,7 +86,7 @@ class StoredText:
                 end = _whole(held) if more else len(held)
                 text = _decoded(held[:end], errors, offset)
                 blocks.append(_Block(len(text), end, path, offset, errors))
-                symbols |= set(text)
+                symbols |= _symbols(text)
                 bar.update(end)
                 held, offset = held[end:] + more, offset + end
         return cls(blocks, frozenset(symbols))
@@ -154,7 +157,12 @@ def raw_pieces(text: AnyText) -> Iterator[bytes]:
     """The bytes of a text as UTF-8."""
     if isinstance(text, StoredText):
         return text.raw_pieces()
-    return (piece.encode("utf-8", "surrogateescape") for piece in pieces(text))
+    return (encoded(piece, "utf-8", "surrogateescape") for piece in pieces(text))
+
+
+def raw_size(text: AnyText) -> int:
+    """How many bytes these are."""
+    return text.size if isinstance(text, StoredText) else sum(map(len, raw_pieces(text)))
 
 
 def symbols_of(text: AnyText) -> set[str] | frozenset[str]:
@@ -166,6 +174,13 @@ def _bar(total: int, unit: str):
     from tqdm import tqdm
 
     return tqdm(total=total, delay=BAR_SECONDS, disable=None, unit=unit, unit_scale=True, leave=False)
+
+
+def _symbols(text: str) -> set[str]:
+    """Its distinct characters. Counting bytes is ten times as fast as a set of a million of them."""
+    if not text.isascii():
+        return set(text)
+    return {chr(code) for code in np.flatnonzero(np.bincount(np.frombuffer(text.encode(), np.uint8)))}
 
 
 def _whole(raw: bytes) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt.errors import MissingLibraryError, UserError, shown
 from gpt.text.bpe import SubwordTokenizer, learn_bpe
-from gpt.text.stored import AnyText, part, pieces, symbols_of
+from gpt.text.stored import AnyText, part, pieces, raw_pieces, raw_size, symbols_of
 from gpt.text.utf8 import encoded
 
 TOKENIZERS = ("char", "byte", "bpe")
@@ -90,11 +90,10 @@ class ByteTokenizer:
 
     def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens, one per UTF-8 byte of `text`."""
-        sizes = [len(encoded(piece, "utf-8", "surrogateescape")) for piece in pieces(text)]
-        tokens, start = np.empty(sum(sizes), dtype), 0
-        for piece, size in zip(pieces(text, bar=True), sizes, strict=True):
-            tokens[start : start + size] = np.frombuffer(encoded(piece, "utf-8", "surrogateescape"), np.uint8)
-            start += size
+        tokens, start = np.empty(raw_size(text), dtype), 0
+        for raw in raw_pieces(text):
+            tokens[start : start + len(raw)] = np.frombuffer(raw, np.uint8)
+            start += len(raw)
         return tokens
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
