@@ -6,8 +6,8 @@
 Each size is read in a process of its own, as train.py does it before its first step: characters, then bytes. The text
 is Python's language reference, over and over; with --symbols "€" that sign stands at its end, so that a str of it would
 take twice the memory. The memory is what the process held at its peak beyond what it had when the libraries were there,
-and when all was read; per byte of text. "Again" is a second run over the same text, which finds the tokens of a large one
-in the cache.
+and when all was read; per byte of text. "Again" is a second run over the same text, which finds the tokens of a large
+one in the cache.
 """
 
 import argparse
