@@ -13,55 +13,70 @@ KERNEL gather_blocks(const unsigned char* tokens, Index width, const Index* star
     }
 }
 
-// -- the gradient of a table (rows, C), whose row r is the sum of the rows of gy (N, C) that have the id r. An id outside
-// of the table is passed over, and nothing but the rows of its own id reaches a row. --
+// -- the gradient of a table --
 
-// y[c] = the sum of those rows of gy that have this id, in their order, of every gridDim.z-th piece of the ids. By a block
-// that looks for them together, a piece at a time; then a thread takes a column.
-__device__ void add_rows_of(Index id, const Stored* gy, const Index* ids, Real* y, Index N, Index C) {
-    __shared__ Index found[WARP * WARP];
-    __shared__ unsigned masks[WARP];
+// Row r of sums (slabs, rows, C), for each slab of the ids: the sum of the rows of gy (N, C) that have the id r, in
+// their order. An id outside of the table is passed over, and nothing but the rows of its own id reaches a row.
+//
+// A block takes a slab, a piece of the columns and every 2^shift-th row of the table: frequent ids are neighbours in
+// many a vocabulary, and fall to different blocks. It sorts its tokens by their ids, by counting (Knuth, The Art of
+// Computer Programming 3, 5.2, algorithm D). Each warp counts those of its part of the slab. Each row gets a stretch of
+// `order` (pieces, N), in which the warps follow one another, and each warp writes its tokens there as they come. Then
+// a thread takes a column. Which stretch is a row's is left to chance, as no sum depends on it.
+KERNEL embedding_vjp(const Stored* __restrict__ gy, const Index* __restrict__ ids, int* order, Real* __restrict__ sums,
+                     Index N, Index C, Index rows, Index shift) {
+    DYNAMIC_SHARED(int, starts);  // (1 + warps, own): of the rows' stretches; behind it, of what a warp writes in each
+    __shared__ int unused;        // where the part of order begins that no row has yet
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    Index c = (Index)blockIdx.y * blockDim.x + threadIdx.x;
-    Sum sum;
-    for (Index start = (Index)blockIdx.z * blockDim.x; start < N; start += (Index)gridDim.z * blockDim.x) {
-        Index i = start + threadIdx.x;
-        unsigned mask = __ballot_sync(0xffffffffu, i < N && ids[i] == id);
-        __syncthreads();  // what was found before is done with
-        if (lane == 0) masks[warp] = mask;
-        __syncthreads();
-        int count = 0, place = 0;
-        for (int w = 0; w < warps; count += __popc(masks[w++])) if (w == warp) place = count;
-        if (count == 0) continue;
-        if (mask >> lane & 1) found[place + __popc(mask & ((1u << lane) - 1))] = i;
-        __syncthreads();
-        if (c < C) sum.add(0, 1, count, [&](Index k) { return real(gy[found[k] * C + c]); });
-    }
-    if (c < C) y[c] = sum.total;
-}
+    int own = (int)((rows - 1) >> shift) + 1, *written = starts + (1 + warp) * own;
+    int block = blockIdx.x, blocks = gridDim.x, n = (int)N;
+    int slab = (n - 1) / (int)gridDim.z + 1, first = blockIdx.z * slab;
+    int part = ((slab - 1) / (int)blockDim.x + 1) * WARP, begin = first + warp * part;
+    int end = min(begin + part, min(first + slab, n));
+    auto block_of = [&](Index id) { return id >= 0 && id < rows ? (int)id & (blocks - 1) : blocks; };
 
-// Of a table with few rows, a block per row, piece of its columns and slab of the ids: sums (slabs, rows, C), which
-// sum_rows_of_sums adds up. A few rows alone would keep few blocks busy.
-KERNEL embedding_vjp_of_rows(const Stored* gy, const Index* ids, Real* sums, Index N, Index C) {
-    add_rows_of(blockIdx.x, gy, ids, sums + ((Index)blockIdx.z * gridDim.x + blockIdx.x) * C, N, C);
-}
-
-// Of one with many, whose gradient is zeros to begin with, a block per token and piece of the columns. It works if no
-// token before it has the same id.
-KERNEL embedding_vjp(const Stored* gy, const Index* ids, Real* gweight, Index N, Index C, Index rows) {
-    __shared__ int earlier;
-    Index i = blockIdx.x, id = ids[i];
-    if (id < 0 || id >= rows) return;
-    if (threadIdx.x == 0) earlier = 0;
+    for (int k = threadIdx.x; k < (1 + warps) * own; k += blockDim.x) starts[k] = 0;
+    if (threadIdx.x == 0) unused = blockIdx.y * n + first;
     __syncthreads();
-    for (Index start = 0; start < i; start += blockDim.x) {
-        Index j = start + threadIdx.x;
-        if (j < i && ids[j] == id) earlier = 1;  // all write the same
-        __syncthreads();
-        if (earlier) return;
-        __syncthreads();  // before one that is ahead writes again
+    int before = 0;  // tokens of the blocks before this one, for whom the first places are
+    for (int i = begin + lane; i < end; i += WARP) {
+        Index id = ids[i];
+        before += block_of(id) < block;
+        if (block_of(id) == block) atomicAdd(&written[id >> shift], 1);
     }
-    add_rows_of(id, gy, ids, gweight + id * C, N, C);
+    if (before) atomicAdd(&unused, before);
+    __syncthreads();
+    for (int row = threadIdx.x; row < own; row += blockDim.x) {
+        int tokens = 0;
+        for (int w = 1; w <= warps; w++) {
+            int count = starts[w * own + row];
+            starts[w * own + row] = tokens;
+            tokens += count;
+        }
+        starts[row] = atomicAdd(&unused, tokens);
+    }
+    __syncthreads();
+    for (int start = begin; start < end; start += WARP) {
+        int i = start + lane;
+        Index id = i < end ? ids[i] : -1;
+        for (unsigned left = __ballot_sync(0xffffffffu, block_of(id) == block); left; left &= left - 1) {
+            if (lane == __ffs(left) - 1) order[starts[id >> shift] + written[id >> shift]++] = i;
+            __syncwarp();
+        }
+    }
+    __syncthreads();
+    Index c = (Index)blockIdx.y * blockDim.x + threadIdx.x;
+    const Stored* column = gy + min(c, C - 1);
+    for (Index row = block; row < rows; row += blocks) {
+        int from = starts[row >> shift], to = from + starts[warps * own + (row >> shift)];  // which the last warp knows
+        Sum sum;
+        for (; from < to; from += WARP) {
+            int mine = order[min(from + lane, to - 1)];
+            auto token = [&](int k) { return __shfl_sync(0xffffffffu, mine, k); };
+            sum.add(0, 1, min(WARP, to - from), [&](int k) { return real(column[token(k) * C]); });
+        }
+        if (c < C) sums[(blockIdx.z * rows + row) * C + c] = sum.total;
+    }
 }
 
 // -- cross-entropy: a block takes a row of the logits (N, V), which begin `pitch` after one another. A row whose target
