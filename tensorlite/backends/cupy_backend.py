@@ -247,7 +247,7 @@ class CupyBackend(Backend):
             logits = self._contiguous(logits)
         losses, lse = (self.xp.empty(N, _real(logits.dtype)) for _ in range(2))
         args = logits, _pitch(logits), targets, losses, lse, V, int(ignore_index)
-        self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V), *args)
+        self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V * logits.itemsize // 16, THREADS), *args)
         return losses, (logits, lse)
 
     def cross_entropy_vjp(self, gy, saved, targets, ignore_index):
@@ -257,7 +257,7 @@ class CupyBackend(Backend):
         (N, V), glogits = logits.shape, self._empty_rows(*logits.shape, logits.dtype)
         gy, gy_step = self._contiguous(gy, lse.dtype), 0 if gy.size == 1 else 1
         args = gy, gy_step, logits, _pitch(logits), targets, lse, glogits, _pitch(glogits), V, int(ignore_index)
-        self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V), *args)
+        self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V * logits.itemsize // 16, THREADS), *args)
         return glogits
 
     def gather_blocks(self, tokens, starts, length):
@@ -365,9 +365,9 @@ def _pitch(x) -> int:
     return x.strides[0] // x.itemsize
 
 
-def _row_threads(length: int) -> int:
+def _row_threads(length: int, most: int = 1024) -> int:
     """Threads of a block that takes a row of this length."""
-    return max(WARP, min(1024, -(-length // WARP) * WARP))
+    return max(WARP, min(most, -(-length // WARP) * WARP))
 
 
 def load() -> CupyBackend:

@@ -97,11 +97,23 @@ def cross_entropy(be, logits, targets, gy):
     return [losses, be.cross_entropy_vjp(gy, saved, targets, -100)]
 
 
-for N, V in ((0, 3), (1, 1), (1, 3), (40, 65), (3, 1500)):
+def among_others(be, x, before):
+    """x as columns of a matrix of NaN whose rows begin at multiples of 16 bytes, so many of them before it."""
+    (N, V), pack = x.shape, 16 // x.itemsize
+    wide = be.xp.full((N, -(-(before + V) // pack) * pack), math.nan, x.dtype)
+    wide[:, before : before + V] = x
+    return wide[:, before : before + V]
+
+
+for N, V in ((0, 3), (1, 1), (1, 3), (40, 65), (3, 1500), (2, 50_257)):
     targets = ids(V, N)
     targets[1::3] = -100
+    arrays = 4 * normal(N, V), targets
     for rows in {1, N or 1}:
-        case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, 4 * normal(N, V), targets, normal(rows))
+        case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, *arrays, normal(rows))
+    for before in (0, 1):
+        case(f"cross_entropy {N} x {V}, {before} columns before",
+             lambda be, x, *a, b=before: cross_entropy(be, among_others(be, x, b), *a), *arrays, normal(N))  # fmt: skip
 
 for rows, N, C in (
     (600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40), (1, 1, 1), (1, 40, 33), (512, 2, 31), (7, 0, 3),
@@ -262,8 +274,10 @@ def test_arrays_may_begin_anywhere_and_leave_gaps(cuda):
 
 def test_what_is_no_symbol_spoils_nothing_but_its_own_row(cuda):
     logits, targets = cuda.asarray(np.zeros((3, 4), np.float32)), cuda.asarray(np.array([4, 1, -1]))
-    losses, _ = cuda.cross_entropy(logits, targets, -100)
+    losses, saved = cuda.cross_entropy(logits, targets, -100)
     np.testing.assert_allclose(cuda.to_numpy(losses), [math.nan, math.log(4), math.nan], rtol=1e-6)
+    glogits = cuda.cross_entropy_vjp(cuda.asarray(np.ones(3, np.float32)), saved, targets, -100)
+    np.testing.assert_allclose(cuda.to_numpy(glogits), 0.25 - (np.arange(12) == 5).reshape(3, 4), rtol=1e-6)
     for rows, N in ((600, 3), (4, 90)):
         used = np.full(N, -1)
         used[:3] = rows, 3, rows + 512
