@@ -191,7 +191,29 @@ def gpu_training(files: list[dict]) -> str:
     return table("Whole runs of `train.py`, evaluations and checkpoints included:", header, rows)
 
 
-TABLES = {"train_step": train_step, "memory": memory, "generate": generate, "ops": ops, "startup": startup}
+def text(files: list[dict]) -> str:
+    rows = [
+        f"{r['megabytes']:,} MB | {r['tokenizer']} | {r['read_s']:.2f} s, {r['megabytes'] / r['read_s']:.0f} MB/s"
+        f" | {r['again_s']:.2f} s | {r['megabytes'] / r['counted_s']:.0f} MB/s | {r['peak_per_byte']:.2f}"
+        for file in files
+        for r in file["results"]
+    ]
+    return table(
+        "Reading a text (`python bench/text.py`) as tokens, and once more, and counting its yardsticks; memory at the"
+        " peak, beyond the libraries', in bytes per byte of text:",
+        "size | tokens | read and encoded | again | counted | memory",
+        rows,
+    )
+
+
+TABLES = {
+    "train_step": train_step,
+    "memory": memory,
+    "generate": generate,
+    "ops": ops,
+    "startup": startup,
+    "text": text,
+}
 GPU_TABLES = {
     "train_step": gpu_train_step, "generate": gpu_generate, "agreement": gpu_agreement, "training": gpu_training
 }  # fmt: skip

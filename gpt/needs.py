@@ -10,7 +10,8 @@ from gpt.config import Config
 from gpt.models.kinds import MODEL_KINDS
 from gpt.models.shape import GPTConfig
 from gpt.text.dataset import MAX_BIGRAM_VOCAB, MAX_TRIGRAM_VOCAB
-from gpt.text.tokenizers import PIECE
+from gpt.text.stored import PIECE
+from gpt.text.tokenizers import kind_of
 
 # Bytes, measured on Linux: an interpreter with NumPy and this package, about a third of it the libraries' code; what a
 # worker writes of its caller's pages, which so become its own; and, not measured, what CUDA itself takes of a GPU.
@@ -82,8 +83,10 @@ def run_needs(config: Config, gpu: bool = False, workers: int = 1, text: int = 0
     )
     if gpu:
         return needs
-    # Itself, the part that is encoded, and what is made of a piece of it on the way.
-    reading = int((2 - train.val_fraction) * character * text) + 17 * min(PIECE, text)
+    # What is made of a piece of it on the way; sub-words are made of the whole, in two parts.
+    reading = 17 * min(PIECE, text)
+    if kind_of(train.tokenizer) in ("bpe", "file"):
+        reading += int((2 - train.val_fraction) * character * text)
     later = needs.total - needs.libraries - needs.text
     return Needs(**asdict(needs) | {"text": needs.text + max(0, reading - later)})
 
@@ -143,7 +146,7 @@ def _attention(shape: GPTConfig, rows: int, gpu: bool, dtype: str) -> tuple[int,
     T, heads, dropout = shape.block_size, rows * shape.n_head, bool(shape.dropout)  # noqa: N806
     mask = heads * T * T * dropout  # on the CPU it is gone once it has been used, before there is as much of the rest
     if gpu and dtype == "bfloat16" and shape.n_embd // shape.n_head in FLASH_HEADS:
-        return 4 * heads * T + mask, 0  # a number per query
+        return 4 * heads * T + mask, 2 * rows * T * shape.n_embd  # a number per query; half of gq's sums in float32
     if gpu:
         scores = (2 if dtype == "bfloat16" else 4) * heads * T * T
         return scores * (1 + dropout) + mask, scores

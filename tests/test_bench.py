@@ -47,6 +47,16 @@ RESULTS = {
     "ops": [],
     "startup": STARTUP,
     "memory": [{"shape": "tiny", "measured_mb": 100, "foreseen_mb": 104, "ratio": 1.04, "parts_mb": {}}],
+    "text": [
+        {
+            "megabytes": 1000,
+            "tokenizer": "char",
+            "read_s": 10.0,
+            "again_s": 4.0,
+            "counted_s": 5.0,
+            "peak_per_byte": 1.04,
+        }
+    ],
 }
 GPU = {"gpu": "H200", "cupy": "14.2", "cuda": 13010, "driver_cuda": 13010}
 GPU_STEP = STEP | {"precision": "bfloat16", "graph": True, "tokens_per_s": 5_000_000}
@@ -138,6 +148,7 @@ def test_every_kind_of_result_is_shown(results):
         "| `tiny` | 1 | 2 | 1,234 | 100 | 617 | 2.00x (2.00 to 2.00) |",
         "| `add` | 0.30 | +1.20 | +0.70 | +1.05 |",
         "| tiny | 100 MB | 104 MB | 1.04 |",
+        "| 1,000 MB | char | 10.00 s, 100 MB/s | 4.00 s | 200 MB/s | 1.04 |",
         "| import numpy | 100 ms |",
         "| import tensorlite | 110 ms, 1.10 times NumPy's |",
     )
@@ -365,7 +376,7 @@ def test_a_profile_has_every_kernel_and_product(n_embd, device):
         trainer, time.perf_counter, lambda start, end: end - start, lambda: busy.append(None), steps=2
     )
     names = {row["kernel"]: row for row in rows}
-    attention = "flash_attention_gkv" if n_embd == 64 else "attention_softmax_vjp"
+    attention = "flash_attention_vjp" if n_embd == 64 else "attention_softmax_vjp"
     assert {attention, "layer_norm", "adamw_step", f"product 32 x {n_embd} x {4 * n_embd}"} <= set(names)
     assert names["layer_norm"]["calls"] == 3
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=0.01)

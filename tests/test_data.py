@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 import gpt.text.dataset
+import gpt.text.kept
 import gpt.text.sources
 from gpt.errors import UserError
 from gpt.files import cache_folder
+from gpt.text import stored
 from gpt.text.dataset import Split, _counts, make_dataset, optima, random_starts
 from gpt.text.sources import Text, load_text
-from gpt.text.tokenizers import ByteTokenizer, make_tokenizer
+from gpt.text.stored import StoredText
+from gpt.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 PLAY = b"Enter two clowns.\nExeunt.\n"  # stands in for tinyshakespeare
 
@@ -384,3 +387,71 @@ def test_large_vocabulary_has_no_bigram(monkeypatch):
     monkeypatch.setattr(gpt.text.dataset, "MAX_BIGRAM_VOCAB", 2)
     assert "bigram" in optima(dataset("ab" * 50))
     assert "bigram" not in optima(dataset("abc" * 50))
+
+
+MIXED = "aé日😀\n" * 7 + "plain\r\n"
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 64, 1000])
+@pytest.mark.parametrize("raw", [MIXED.encode(), b"\xef\xbb\xbf" + MIXED.encode(), bytes(range(256)) * 2], ids=str)
+def test_a_text_stays_in_its_file(tmp_path, monkeypatch, size, raw):
+    """Whatever the pieces, it is the text that a str would be, and so are its parts."""
+    monkeypatch.setattr(stored, "PIECE", max(size, 4))
+    (tmp_path / "text").write_bytes(raw)
+    text = StoredText.of_file(tmp_path / "text", "surrogateescape")
+    whole = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    assert text == whole
+    assert (len(text), text.symbols) == (len(whole), set(whole))
+    for start in range(0, len(whole), size):
+        for stop in {start, min(len(whole), start + 2 * size), len(whole)}:
+            part = text.part(start, stop)
+            assert part == whole[start:stop]
+            assert b"".join(part.raw_pieces()) == whole[start:stop].encode("utf-8", "surrogateescape")
+    both = StoredText.joined([whole, text, "end"])
+    assert both == whole + whole + "end"
+    assert both.part(len(whole) - 1, len(whole) + 1) == whole[-1] + whole[0]
+
+
+@pytest.mark.parametrize("now", [b"", b"longer than before", b"\xff" * 10, "é".encode() * 5])
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, now):
+    (tmp_path / "text").write_bytes(b"0123456789")
+    text = StoredText.of_file(tmp_path / "text")
+    (tmp_path / "text").write_bytes(now)
+    if now == b"longer than before":  # whose first ten characters could be anything
+        assert str(text) == "longer tha"
+    else:
+        with pytest.raises(UserError, match="text has changed while it was read: start again when it is complete"):
+            str(text)
+
+
+def test_tokens_of_a_large_text_are_kept(cwd, monkeypatch):
+    """And made only once, whatever becomes of the files meanwhile."""
+    monkeypatch.setattr(gpt.text.dataset, "WORTH_IT", 100)
+    folder, made = cwd / "cache/tensorlite/tokens", []
+    encode = CharTokenizer.encode
+    monkeypatch.setattr(CharTokenizer, "encode", lambda self, *args: made.append(1) or encode(self, *args))
+
+    def tokens(text="abcab" * 200):
+        made.clear()
+        data = dataset(text, val_fraction=0.5)
+        return data.train.tokens.tolist() + data.val.tokens.tolist(), len(made)
+
+    plain = [*map("abc".index, "abcab" * 200)]
+    assert tokens() == (plain, 2)
+    assert tokens() == (plain, 0)
+    assert isinstance(dataset("abcab" * 200, val_fraction=0.5).train.tokens, np.memmap)
+    first, second = sorted(folder.iterdir())
+    whole = first.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + b"\xff", b"\x93NUMPY\x01\x00garbage"):
+        first.write_bytes(damaged)
+        assert tokens() == (plain, 1)
+    second.unlink()
+    second.mkdir()
+    assert tokens() == (plain, 1)  # which cannot be kept
+    second.rmdir()
+    for text in ("abcba", "abccc", "bbcba"):
+        assert tokens(text * 100)[1] == 2
+    assert len([*folder.iterdir()]) == 4
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(gpt.text.kept, "cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert tokens() == (plain, 2)

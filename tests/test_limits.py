@@ -33,7 +33,7 @@ SAMPLE = "sample.py --model=run"
 REFUSED = {
     f"{TRAIN} --data=/dev/zero": "/dev/zero is a pipe or a device",
     f"{TRAIN} --data=fifo --tokenizer=byte": "fifo is a pipe or a device",
-    f"{TRAIN} --data=sparse": "sparse has 1,099,511,627,776 bytes, which need 4 times as much memory, and there are ",
+    f"{TRAIN} --data=sparse": "sparse has 1,099,511,627,776 bytes, which need 2 times as much memory, and there are ",
     f"{TRAIN} --data=ab --block-size={10**9} --batch-size=1": "lower --block-size",
     f"{TRAIN} --block-size=1 --batch-size=1 --gradient-accumulation-steps={10**9}": "lower --gradient-accum",
     f"{TRAIN} --n-layer={10**8} --n-embd=1 --n-head=1": "--n-layer",
@@ -79,7 +79,7 @@ def test_a_text_in_pieces_is_the_same_text(monkeypatch, kind, record, piece):
         return data.train.tokens.tolist(), data.val.tokens.tolist(), data.fingerprint, optima(data)
 
     expected = made()
-    for module in (gpt.text.dataset, gpt.text.tokenizers):
+    for module in (gpt.text.dataset, gpt.text.stored):
         monkeypatch.setattr(module, "PIECE", piece)
     assert made() == expected
     with pytest.raises(UserError, match="not in the model's vocabulary of 2: 'c', 'd'; leave"):

@@ -15,6 +15,7 @@ import numpy as np
 from gpt.errors import MissingLibraryError, UserError
 from gpt.files import explained, read_regular
 from gpt.terminal import shortened
+from gpt.text.stored import AnyText, part
 from gpt.text.utf8 import encoded
 
 MAX_FILE = 2**25  # bytes of a tokenizer.json: the largest in use have 17 to 34 million
@@ -56,8 +57,9 @@ class SubwordTokenizer:
             return self.decode(self.encode(character)) == character
         return False
 
-    def encode(self, text: str, dtype=np.int64) -> np.ndarray:
+    def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens of `text`, without those that a tokenizer would put at its ends; UserError if there are none."""
+        text = str(text)
         parts = [np.array(self._ids(piece), dtype) for piece in _with_bar(self._pieces(text), len(text))]
         tokens = np.concatenate([np.empty(0, dtype), *parts])
         if text and not len(tokens):
@@ -91,11 +93,11 @@ class SubwordTokenizer:
         """What `tokenizer_from_dict` needs, JSON-able."""
         return {"kind": self.kind, "json": self._json}
 
-    def changes(self, text: str) -> str:
+    def changes(self, text: AnyText) -> str:
         """What becomes of some piece of `text` that does not come back, in words; "" if all of those that are tried
         do."""
         for start in range(0, len(text), max(1, len(text) // SAMPLES)):
-            piece = text[start : start + SAMPLE]
+            piece = str(part(text, start, min(len(text), start + SAMPLE)))
             back = self.decode(self._ids(piece))
             if back != piece:
                 at = len(os.path.commonprefix([piece, back]))

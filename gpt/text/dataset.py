@@ -1,15 +1,18 @@
 """A text as tokens: its blocks for training and validation, and the losses that mere counting reaches."""
 
 import hashlib
+import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.text.kept import WORTH_IT, kept
 from gpt.text.sources import Text
-from gpt.text.tokenizers import PIECE, Tokenizer
+from gpt.text.stored import PIECE, AnyText, part, raw_pieces, raw_size
+from gpt.text.tokenizers import Tokenizer
 
 MAX_BIGRAM_VOCAB = 4096  # a table of counts of this width squared takes 128 MiB
 MAX_TRIGRAM_VOCAB = 128  # and one of this width to the third 16
@@ -85,28 +88,25 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
     vocab_size = tokenizer.vocab_size
     dtype = np.uint8 if vocab_size <= 2**8 else np.uint16 if vocab_size <= 2**16 else np.int32
 
-    def make_split(part: str, characters: str) -> Split:
-        tokens = tokenizer.encode(characters, dtype)
+    digest = hashlib.sha256(f"{boundary}\n".encode())
+    for piece in raw_pieces(text.text):
+        digest.update(piece)
+
+    def make_split(which: str, characters: AnyText) -> Split:
+        size = raw_size(characters)
+        name = hashlib.sha256(json.dumps([digest.hexdigest(), which, tokenizer.to_dict()]).encode()).hexdigest()
+        make = partial(tokenizer.encode, characters, dtype)
+        tokens = kept(name, np.dtype(dtype), vocab_size, make) if size >= WORTH_IT else make()
         if len(tokens) <= block_size:
             raise UserError(
-                f"the {part} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
+                f"the {which} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "
                 f"{block_size + 1}; use a smaller --block-size, a larger file or another --val-fraction"
             )
-        size = sum(map(len, _utf8(characters)))
         return Split(tokens, block_size, text.record, len(characters), size)
 
-    train = make_split("training", text.text[:boundary])
-    val = make_split("validation", text.text[boundary:])
-    digest = hashlib.sha256(f"{boundary}\n".encode())
-    for piece in _utf8(text.text):
-        digest.update(piece)
+    train = make_split("training", part(text.text, 0, boundary))
+    val = make_split("validation", part(text.text, boundary, len(text.text)))
     return Dataset(train, val, tokenizer, digest.hexdigest(), text.name)
-
-
-def _utf8(text: str) -> Iterator[bytes]:
-    """The bytes of `text`, a piece at a time."""
-    for start in range(0, len(text), PIECE):
-        yield text[start : start + PIECE].encode("utf-8", "surrogateescape")
 
 
 def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
@@ -119,17 +119,29 @@ def optima(dataset: Dataset) -> dict[str, float | tuple[float, float]]:
     """
     vocab_size = dataset.tokenizer.vocab_size
     result = {"uniform": math.log(vocab_size)}
-    orders = (("unigram", math.inf, 1), ("bigram", MAX_BIGRAM_VOCAB, 1), ("trigram", MAX_TRIGRAM_VOCAB, 0.1))
-    for order, (name, most, add) in enumerate(orders, 1):
-        if vocab_size <= most and not (order > 2 and dataset.train.record):
-            seen, new = (_counts(split, (vocab_size,) * order) for split in (dataset.train, dataset.val))
-            result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, add)
+    order = 3 if vocab_size <= MAX_TRIGRAM_VOCAB and not dataset.train.record else 2
+    order = order if vocab_size <= MAX_BIGRAM_VOCAB else 1
+    tables = zip(*(_counts_up_to(order, split, vocab_size) for split in (dataset.train, dataset.val)), strict=True)
+    for (name, add), (seen, new) in zip((("unigram", 1), ("bigram", 1), ("trigram", 0.1)), tables, strict=False):
+        result[name] = _cross_entropy(seen, seen, 0), _cross_entropy(new, seen, add)
     return result
 
 
 def on_validation(counted: dict[str, float | tuple[float, float]]) -> dict[str, float]:
     """Of `optima` the losses on the validation text alone."""
     return {name: loss if isinstance(loss, float) else loss[1] for name, loss in counted.items()}
+
+
+def _counts_up_to(order: int, split: Split, vocab_size: int) -> list[np.ndarray]:
+    """The tables of `_counts` for one token, for two, ... and for `order` of them: the last is counted, and the others
+    are its sums."""
+    tables = [_counts(split, (vocab_size,) * order)]
+    for n in range(order, 1, -1):
+        shorter = tables[0].sum(axis=0)
+        if n > 2:  # the first target with so few before it
+            shorter[*split.tokens[: n - 1]] += 1
+        tables.insert(0, shorter)
+    return tables
 
 
 def _counts(split: Split, shape: tuple[int, ...]) -> np.ndarray:

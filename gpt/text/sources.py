@@ -16,6 +16,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.files import atomic_write, cache_folder, check_size
 from gpt.terminal import shortened
+from gpt.text.stored import AnyText, StoredText
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -23,14 +24,14 @@ DEADLINE_DEFAULT = 5.0  # seconds that a download may take when nobody asked for
 DEADLINE_ASKED = 60.0  # and when somebody did
 SHAKESPEARE_MOST = 2**21  # bytes that are read of what should be 1.1 MB
 AB_CHARACTERS = 1_000_000
-BYTES_PER_CHARACTER = 4  # that a text needs: its file or its tokens, itself, and the part of it that is being encoded
+BYTES_PER_BYTE = 2  # of memory that a byte of a text needs, as tokens; sub-words need the text beside them
 
 
 @dataclass(frozen=True)
 class Text:
     """A text to train on and where it came from."""
 
-    text: str
+    text: AnyText
     name: str  # for people
     source: str | list[str]  # what to pass as --data to get it again
     record: int = 0  # n > 0: independent records of n characters each, which no block may cross
@@ -83,8 +84,7 @@ def load_text(source: str | list[str] | None, *, block_size: int, seed: int = 0,
 
 def _read_file(source: str, errors: str) -> Text:
     try:
-        text = _read_regular(Path(source)).decode("utf-8", errors)
-        text = text.removeprefix("\ufeff")
+        text = StoredText.of_file(Path(source), errors) if _holds_text(Path(source)) else ""
     except OSError as error:
         raise UserError(
             f"cannot read {source}: {error.strerror or error}; give a UTF-8 file, shakespeare, pydoc or ab"
@@ -94,7 +94,7 @@ def _read_file(source: str, errors: str) -> Text:
             f"{source} is not UTF-8 text (see the byte at offset {error.start}); convert it to UTF-8 first, "
             "or take its bytes as they are with --tokenizer byte"
         ) from error
-    if not text:
+    if not len(text):
         raise UserError(f"{source} is empty; --data needs a file with text to train on")
     return Text(text, name=Path(source).name, source=str(Path(source).absolute()))
 
@@ -108,7 +108,7 @@ def _read_folder(source: str, errors: str) -> Text:
         raise UserError(f"cannot read {source}: {error.strerror or error}; give a folder that can be listed") from error
     if not files:
         raise UserError(f"the folder {source} holds no files with text; --data needs some to train on")
-    check_size(Path(source), BYTES_PER_CHARACTER, "take fewer files")
+    check_size(Path(source), BYTES_PER_BYTE, "take fewer files")
     folder = Path(source).absolute()
     texts = [_read_file(str(file), errors) for file in files]
     return _joined(texts, folder.name, str(folder), f"{folder.name}: {len(files)} files")
@@ -118,16 +118,17 @@ def _joined(texts: list[Text], name: str, source: str | list[str], what: str) ->
     texts = sorted(texts, key=lambda text: text.name)
     names = ", ".join(text.name for text in texts[:5]) + (", ..." if len(texts) > 5 else "")
     note = f"{what}, joined in this order: {names}"
-    return Text("".join(text.text for text in texts), name=name, source=source, note=note)
+    return Text(StoredText.joined([text.text for text in texts]), name=name, source=source, note=note)
 
 
-def _read_regular(path: Path) -> bytes:
-    """What a file holds. UserError for what may have no end, and for what is too large for this machine."""
+def _holds_text(path: Path) -> bool:
+    """Whether there is something in a file. UserError for what may have no end, and for what is too large for this
+    machine."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not path.is_dir():
         raise UserError(f"{path} is a pipe or a device, which may have no end: write its text into a file first")
-    check_size(path, BYTES_PER_CHARACTER, "take a part of it")
-    return path.read_bytes() if status.st_size else b""  # what claims to be empty, as /proc's files do, may have no end
+    check_size(path, BYTES_PER_BYTE, "take a part of it")
+    return path.is_dir() or status.st_size > 0  # what claims to be empty, as /proc's files do, may have no end
 
 
 def _ab_strings(record: int, seed: int) -> Text:
@@ -164,7 +165,7 @@ def _shakespeare(seconds: float) -> Text:
         raise UserError("there is no home folder to keep tinyshakespeare in: set HOME, or give --data FILE") from None
     raw = b""
     with contextlib.suppress(OSError, UserError):
-        raw = _read_regular(cached)
+        raw = cached.read_bytes() if _holds_text(cached) else b""
     if not _is_shakespeare(raw):
         raw = _download(SHAKESPEARE_URL, seconds)
         with contextlib.suppress(OSError, UserError):  # without a cache one can still train

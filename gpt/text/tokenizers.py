@@ -9,12 +9,12 @@ import numpy as np
 
 from gpt.errors import MissingLibraryError, UserError, shown
 from gpt.text.bpe import SubwordTokenizer, learn_bpe
+from gpt.text.stored import AnyText, part, pieces, raw_pieces, raw_size, symbols_of
 from gpt.text.utf8 import encoded
 
 TOKENIZERS = ("char", "byte", "bpe")
 FILE = ".json"  # how the name of any other tokenizer ends: it is a file of Hugging Face's
 BPE_SIZE = 1024  # sub-words to learn if nothing else is said: of English they are some two characters long
-PIECE = 2**20  # characters of a text that are handled at a time: what is made on the way is many times their memory
 MAX_LISTED = 20  # unknown characters named in an error
 
 
@@ -29,24 +29,28 @@ class CharTokenizer:
         self.symbols = symbols
         self.vocab_size = len(symbols)
         self._points = _code_points(symbols)
+        self._tokens = np.full(self._points[-1] + 2, -1, np.int32)  # by code point; -1 for what is no symbol
+        self._tokens[self._points] = np.arange(len(symbols))
 
     @classmethod
-    def from_text(cls, text: str) -> "CharTokenizer":
+    def from_text(cls, text: AnyText) -> "CharTokenizer":
         """The tokenizer whose symbols are the distinct characters of `text`."""
-        return cls("".join(sorted(set(text))))
+        return cls("".join(sorted(symbols_of(text))))
 
     def knows(self, character: str) -> bool:
         """Whether there is a token for it."""
         return character in self.symbols
 
-    def encode(self, text: str, dtype=np.int64) -> np.ndarray:
+    def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens, one per code point of `text`; UserError lists the characters without a token."""
-        tokens, unknown = np.empty(len(text), dtype), set()
-        for start in range(0, len(text), PIECE):
-            points = _code_points(text[start : start + PIECE], start)
-            found = np.searchsorted(self._points, points)
-            unknown |= set(points[self._points.take(found, mode="clip") != points].tolist())
-            tokens[start : start + PIECE] = found
+        tokens, unknown, start = np.empty(len(text), dtype), set(), 0
+        for piece in pieces(text, bar=True):
+            points = np.frombuffer(piece.encode(), np.uint8) if piece.isascii() else _code_points(piece, start)
+            found = self._tokens.take(points, mode="clip")  # the last of which is -1
+            if found.min() < 0:
+                unknown |= set(points[found < 0].tolist())
+            tokens[start : start + len(piece)] = found
+            start += len(piece)
         if unknown:
             characters = [repr(chr(point)) for point in sorted(unknown)]
             more = f" and {len(characters) - MAX_LISTED} more" if len(characters) > MAX_LISTED else ""
@@ -84,9 +88,13 @@ class ByteTokenizer:
         """True: every character has its bytes."""
         return True
 
-    def encode(self, text: str, dtype=np.int64) -> np.ndarray:
+    def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens, one per UTF-8 byte of `text`."""
-        return np.frombuffer(encoded(text, "utf-8", "surrogateescape"), dtype=np.uint8).astype(dtype, copy=False)
+        tokens, start = np.empty(raw_size(text), dtype), 0
+        for raw in raw_pieces(text):
+            tokens[start : start + len(raw)] = np.frombuffer(raw, np.uint8)
+            start += len(raw)
+        return tokens
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of tokens `ids`."""
@@ -123,7 +131,7 @@ def located(name: str) -> str:
     return str(Path(name).absolute()) if kind_of(name) == "file" else name
 
 
-def make_tokenizer(kind: str, text: str, split: int | None = None, vocab_size: int = BPE_SIZE) -> Tokenizer:
+def make_tokenizer(kind: str, text: AnyText, split: int | None = None, vocab_size: int = BPE_SIZE) -> Tokenizer:
     """The tokenizer of a `kind` in TOKENIZERS for training on the first `split` characters of `text`: all of it has
     the characters of "char", the training part the `vocab_size` sub-words of "bpe"."""
     match kind:
@@ -132,7 +140,7 @@ def make_tokenizer(kind: str, text: str, split: int | None = None, vocab_size: i
         case "byte":
             return ByteTokenizer()
         case "bpe":
-            return learn_bpe(text[:split], vocab_size)
+            return learn_bpe(str(part(text, 0, len(text) if split is None else split)), vocab_size)
     raise UserError(f"unknown tokenizer {kind!r}; choose --tokenizer {' or '.join(TOKENIZERS)}")
 
 

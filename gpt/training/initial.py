@@ -17,6 +17,7 @@ from gpt.models.kinds import MODEL_KINDS, build_model
 from gpt.models.language_model import LanguageModel
 from gpt.models.pretrained import TOKENIZER, find_pretrained
 from gpt.text.bpe import read_tokenizer
+from gpt.text.stored import AnyText, symbols_of
 from gpt.text.tokenizers import CharTokenizer, Tokenizer, kind_of, located, make_tokenizer
 from gpt.training.run_folder import find_checkpoint, load_best
 
@@ -48,11 +49,11 @@ class Initial:
         train = replace(train, model=self.model, tokenizer=self.named)
         return Config(self.shape, train).updated(given | {"init_from": str(self.path.absolute())})
 
-    def tokenizer_for(self, text: str) -> Tokenizer:
+    def tokenizer_for(self, text: AnyText) -> Tokenizer:
         """The tokenizer of the run: the one here, and for characters those of `text` too. None is dropped that the text
         lacks: a prompt may have it, and so may the next text."""
         if isinstance(self.tokenizer, CharTokenizer):
-            return CharTokenizer("".join(sorted({*self.tokenizer.symbols, *set(text)})))
+            return CharTokenizer("".join(sorted({*self.tokenizer.symbols, *symbols_of(text)})))
         tokenizer = self.tokenizer or make_tokenizer(self.named, text)
         made, here = tokenizer.vocab_size, self.shape.vocab_size
         if made > here or (made < here and not self.tokenizer):

@@ -228,15 +228,14 @@ class CupyBackend(Backend):
     @kernel_method
     def embedding_vjp(self, gy, ids, rows):
         gy, ids, N, C = self._contiguous(gy), self._contiguous(ids, np.int64), ids.size, gy.shape[-1]
-        threads = max(THREADS, _row_threads(C))
-        pieces, slabs = -(-C // threads), min(32, N // (4 * max(rows, 1)))  # their sums are a quarter of gy at most
-        if slabs > 1:
-            sums = self.xp.empty((slabs, rows * C), _real(gy.dtype))
-            self._launch("embedding_vjp_of_rows", gy.dtype, (rows, pieces, slabs), threads, gy, ids, sums, N, C)
-            return self._sum_of_sums(sums, gy.dtype).reshape(rows, C)
-        gweight = self.xp.zeros((rows, C), _real(gy.dtype))
-        self._launch("embedding_vjp", gy.dtype, (N, pieces), threads, gy, ids, gweight, N, C, rows)
-        return gweight
+        threads, slabs = max(THREADS, _row_threads(C)), max(1, min(32, N // (4 * max(rows, 1))))
+        shift = max(min(9, rows.bit_length() - 1), (rows - 1 >> 7).bit_length())  # a block has 128 rows at most
+        grid, counters = (1 << shift, -(-C // threads), slabs), (1 + threads // WARP) * ((rows - 1 >> shift) + 1)
+        order = self.xp.empty((grid[1], N), np.int32)
+        sums = self.xp.empty((slabs, rows * C), _real(gy.dtype))  # of several slabs no more than a quarter of gy
+        args = gy, ids, order, sums, N, C, rows, shift
+        self._launch("embedding_vjp", gy.dtype, grid, threads, *args, shared=4 * counters)
+        return (sums if slabs == 1 else self._sum_of_sums(sums, gy.dtype)).reshape(rows, C)
 
     @kernel_method
     def cross_entropy(self, logits, targets, ignore_index):
@@ -245,7 +244,7 @@ class CupyBackend(Backend):
             logits = self._contiguous(logits)
         losses, lse = (self.xp.empty(N, _real(logits.dtype)) for _ in range(2))
         args = logits, _pitch(logits), targets, losses, lse, V, int(ignore_index)
-        self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V), *args)
+        self._launch("cross_entropy", logits.dtype, (N,), _row_threads(V * logits.itemsize // 16, THREADS), *args)
         return losses, (logits, lse)
 
     def cross_entropy_vjp(self, gy, saved, targets, ignore_index):
@@ -255,7 +254,7 @@ class CupyBackend(Backend):
         (N, V), glogits = logits.shape, self._empty_rows(*logits.shape, logits.dtype)
         gy, gy_step = self._contiguous(gy, lse.dtype), 0 if gy.size == 1 else 1
         args = gy, gy_step, logits, _pitch(logits), targets, lse, glogits, _pitch(glogits), V, int(ignore_index)
-        self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V), *args)
+        self._launch("cross_entropy_vjp", logits.dtype, (N,), _row_threads(V * logits.itemsize // 16, THREADS), *args)
         return glogits
 
     def gather_blocks(self, tokens, starts, length):
@@ -368,9 +367,9 @@ def _at_once(x) -> int:
     return 1 if x.shape[-1] * x.itemsize % 16 else 16 // x.itemsize
 
 
-def _row_threads(length: int) -> int:
+def _row_threads(length: int, most: int = 1024) -> int:
     """Threads of a block that takes a row of this length."""
-    return max(WARP, min(1024, -(-length // WARP) * WARP))
+    return max(WARP, min(most, -(-length // WARP) * WARP))
 
 
 def load() -> CupyBackend:

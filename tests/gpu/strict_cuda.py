@@ -30,7 +30,7 @@ import numpy as np
 GUARD = 64  # bytes before and after each allocation
 PATTERN = 0xA5
 STRIDED = {  # kernels that are told strides
-    "flash_attention", "flash_attention_gq", "flash_attention_gkv", "cross_entropy", "cross_entropy_vjp",
+    "flash_attention", "flash_attention_delta", "flash_attention_vjp", "cross_entropy", "cross_entropy_vjp",
     "fill_rows",
 }  # fmt: skip
 COMPILER_OPTIONS = ("-DSTORAGE=", "-DHEAD_DIM=", "-std=c++17")

@@ -1,8 +1,13 @@
 """The fused attention kernels, run by the CUDA emulator: values, gradients and independence of the threads' order."""
 
+import math
+import mmap
+import os
 import shutil
+import signal
 import subprocess
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +38,7 @@ class Case:
     causal: bool = True
     dropout: float = 0.0
     packed: bool = False  # q, k, v and their gradients lie in one array each, as self_attention has them
+    members: int = 2  # heads whose blocks begin together, on the way back
     size: float = 1.0  # of q's numbers: large ones make weights that are nearly 0 and 1
 
 
@@ -40,6 +46,8 @@ CASES = [
     Case("one tile", T=64, S=64),
     Case("one block", T=128, S=128, dropout=0.2),
     Case("several blocks", T=256, S=256, packed=True, dropout=0.2),
+    Case("three blocks of keys", T=290, S=300, H=3, dropout=0.2),
+    Case("three blocks of keys, no masks", T=65, S=270, causal=False),
     Case("several heads", T=64, S=64, B=2, H=3, packed=True, dropout=0.5),
     Case("ragged", T=100, S=100, packed=True, H=2),
     Case("ragged, with dropout", T=100, S=100, dropout=0.3),
@@ -54,6 +62,7 @@ CASES = [
     Case("sharp", T=96, S=96, size=30.0),
     Case("32 channels", T=144, S=144, D=32, dropout=0.2, packed=True, H=2),
     Case("128 channels", T=96, S=96, D=128, dropout=0.2, packed=True),
+    Case("128 channels, three blocks of keys", T=140, S=150, D=128),
     Case("128 channels, ragged", T=50, S=83, D=128, causal=False, dropout=0.2),
 ]
 
@@ -69,8 +78,30 @@ def to_double(bits):
 
 
 @cache
-def kernels(D):  # noqa: N803
-    return cuda_on_cpu.Module(SOURCE, ("-DSTORAGE=16", f"-DHEAD_DIM={D}"))
+def kernels(D, source=SOURCE):  # noqa: N803
+    return cuda_on_cpu.Module(source, ("-DSTORAGE=16", f"-DHEAD_DIM={D}"))
+
+
+def launch(kernel, grid, shared, *arguments):
+    kernel.max_dynamic_shared_size_bytes = shared
+    kernel(grid, (128,), arguments, shared_mem=shared)
+
+
+def launch_beside(kernel, grid, *rest):
+    """In four processes, each of which takes some of the blocks."""
+    children = []
+    for i in range(4):
+        with warnings.catch_warnings(action="ignore"):  # of forking beside BLAS's threads
+            pid = os.fork()
+        if not pid:
+            signal.alarm(60)  # it would wait forever
+            try:
+                launch(kernel, (len(range(i, *grid, 4)),), *rest)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
 
 
 def tensor(x):
@@ -81,15 +112,22 @@ def tensor(x):
     return (as_strided(x, (extent,), (x.itemsize,)), *strides)
 
 
+def full(shape, value, dtype):
+    """As NumPy's, in memory that forked processes share."""
+    array = np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+    array[...] = value
+    return array
+
+
 def poisoned(case, rows, n):
     """n views (B + 1, H, rows, D) full of NaN: of one packed array, or of arrays of their own.
 
     The last batch is one that the kernels know nothing of, and must neither read nor write.
     """
     if case.packed:
-        array = np.full((case.B + 1, rows, n, case.H, case.D), POISON, np.uint16)
+        array = full((case.B + 1, rows, n, case.H, case.D), POISON, np.uint16)
         return [array[:, :, i].swapaxes(1, 2) for i in range(n)]
-    return [np.full((case.B + 1, case.H, rows, case.D), POISON, np.uint16) for _ in range(n)]
+    return [full((case.B + 1, case.H, rows, case.D), POISON, np.uint16) for _ in range(n)]
 
 
 def make_inputs(case):
@@ -104,8 +142,11 @@ def make_inputs(case):
     return q, k, v, gy, keep
 
 
-def run_kernels(case):
-    """y, lse, gq, gk, gv of the emulated kernels, launched as the head of flash_attention.cu says."""
+def run_kernels(case, source=SOURCE, launch_vjp=launch):
+    """y, lse, gq, gk, gv of the emulated kernels, launched as the head of flash_attention.cu says.
+
+    source: of the last one, which launch_vjp launches.
+    """
     q, k, v, gy, keep = make_inputs(case)
     rows, step = (128, 64) if case.D <= 64 else (64, 32)
     pitch = 2 * (case.D + 8)
@@ -115,19 +156,23 @@ def run_kernels(case):
         gk, gv = poisoned(case, case.S, 2)
     lse, delta = np.full((2, case.B + 1, case.H, -(-case.T // 128) * 128), np.nan, np.float32)
 
-    def launch(name, n_rows, shared, *arguments):
-        grid = (case.B * case.H, -(-n_rows // rows))
-        kernel = kernels(case.D).get_function(name)
-        kernel.max_dynamic_shared_size_bytes = shared
-        kernel(grid, (128,), (*arguments, *options), shared_mem=shared)
-
+    kernel = kernels(case.D).get_function
     inputs = (*tensor(q), *tensor(k), *tensor(v))
-    flags = 0 if keep is None else 2 * rows * (step + 16)
-    launch("flash_attention", case.T, pitch * (rows + 4 * step) + flags, *inputs, *tensor(y), lse)
-    shared = pitch * (2 * rows + 4 * step) + 16 * step + flags
-    launch("flash_attention_gq", case.T, shared, *inputs, *tensor(y), *tensor(gy), *tensor(gq), lse, delta)
-    launch("flash_attention_gkv", case.S, shared, *inputs, *tensor(gy), *tensor(gk), *tensor(gv), lse, delta)
-    for x in (y, lse, gq, gk, gv, delta):
+    heads, blocks, flags = case.B * case.H, -(-case.S // rows), 0 if keep is None else 2 * rows
+    shared = pitch * (rows + 4 * step) + flags * (step + 16)
+    launch(kernel("flash_attention"), (heads, -(-case.T // rows)), shared, *inputs, *tensor(y), lse, *options)
+    sums = full((case.B + 1, case.H, -(-case.T // 32), 32 * case.D), np.nan, np.float32)
+    done = full((2 + heads * -(-case.T // 64),), 77, np.uint32)
+    grid = heads, -(-case.T * case.D // 1024)
+    launch(kernel("flash_attention_delta"), grid, 0, *tensor(y), *tensor(gy), delta, done, case.H, case.T)
+    shared = pitch * (2 * rows + 128) + 80 * rows + 512 + flags * 48
+    args = *inputs, *tensor(gy), *tensor(gq), *tensor(gk), *tensor(gv), lse, delta, sums, done, case.members, *options
+    kernel = kernels(case.D, source).get_function
+    launch_vjp(kernel("flash_attention_vjp"), (heads * blocks,), shared, *args)
+    assert done[0] == heads * blocks
+    assert (done[1:-1] <= blocks).all()
+    assert done[-1] == 77
+    for x in (y, lse, gq, gk, gv, delta, sums):
         untouched = np.isnan(x) if x.dtype == np.float32 else x == POISON
         assert untouched[case.B :].all()
     return [x[: case.B] for x in (y, lse, gq, gk, gv)]
@@ -173,12 +218,30 @@ def test_values_and_gradients(case):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("case", [CASES[1], CASES[5], CASES[-1]], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[7], CASES[-1]], ids=lambda case: case.id)
 def test_the_order_of_threads_changes_no_bit(case, order):
     expected = run_kernels(case)
     with cuda_on_cpu.thread_order(order):
         got = run_kernels(case)
     for x, y in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+SIDE_BY_SIDE = {  # what the last kernel is to be where blocks do not run one after another
+    "__trap();": "sched_yield();",
+    "atomicAdd(done, 1u)": "__atomic_fetch_add(done, 1u, __ATOMIC_SEQ_CST)",
+    "gridDim.x / blocks": "3",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no processes that share memory")
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_blocks_side_by_side_add_in_their_order(members):
+    case, source = replace(CASES[3], members=members), 'extern "C" int sched_yield();\n' + SOURCE
+    for alone, beside in SIDE_BY_SIDE.items():
+        assert source.count(alone) == 1
+        source = source.replace(alone, beside)
+    for x, y in zip(run_kernels(case, source, launch_beside), run_kernels(CASES[3]), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -196,3 +259,4 @@ def test_registers_are_enough(architecture, tmp_path):
     done = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(" 0 bytes spill stores, 0 bytes spill loads") == 3, done.stderr
+    assert "bytes smem" not in done.stderr, "the launcher asks for all 99 KB that a block may have"

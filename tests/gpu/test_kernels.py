@@ -100,17 +100,31 @@ def cross_entropy(be, logits, targets, gy):
     return [losses, be.cross_entropy_vjp(gy, saved, targets, -100)]
 
 
-for N, V in ((0, 3), (1, 1), (1, 3), (40, 65), (3, 1500)):
+def among_others(be, x, before):
+    """x as columns of a matrix of NaN whose rows begin at multiples of 16 bytes, so many of them before it."""
+    (N, V), pack = x.shape, 16 // x.itemsize
+    wide = be.xp.full((N, -(-(before + V) // pack) * pack), math.nan, x.dtype)
+    wide[:, before : before + V] = x
+    return wide[:, before : before + V]
+
+
+for N, V in ((0, 3), (1, 1), (1, 3), (40, 65), (3, 1500), (2, 50_257)):
     targets = ids(V, N)
     targets[1::3] = -100
+    arrays = 4 * normal(N, V), targets
     for rows in {1, N or 1}:
-        case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, 4 * normal(N, V), targets, normal(rows))
+        case(f"cross_entropy {N} x {V}, {rows} gy", cross_entropy, *arrays, normal(rows))
+    for before in (0, 1):
+        case(f"cross_entropy {N} x {V}, {before} columns before",
+             lambda be, x, *a, b=before: cross_entropy(be, among_others(be, x, b), *a), *arrays, normal(N))  # fmt: skip
 
 for rows, N, C in (
     (600, 300, 40), (513, 1, 3), (600, 700, 300), (5, 300, 40), (1, 1, 1), (1, 40, 33), (512, 2, 31), (7, 0, 3),
-    (3, 70, 1030), (600, 5, 1030), (40, 320, 32),
+    (3, 70, 1030), (600, 5, 1030), (40, 320, 32), (1, 700, 3), (65, 3000, 5), (1024, 90, 3), (50_257, 300, 3),
+    (66_000, 50, 2),
 ):  # fmt: skip
     used = ids(min(rows, 30), N) * (rows // 30 or 1)
+    used[::3] = ids(rows, len(used[::3])) // 512 * 512  # which of a large table are a block's
     case(f"embedding_vjp {rows} {N} {C}", lambda be, gy, i, n=rows: [be.embedding_vjp(gy, i, n)], normal(N, C), used)
 
 for dtype in (np.uint8, np.uint16, np.int32):
@@ -263,12 +277,15 @@ def test_arrays_may_begin_anywhere_and_leave_gaps(cuda):
 
 def test_what_is_no_symbol_spoils_nothing_but_its_own_row(cuda):
     logits, targets = cuda.asarray(np.zeros((3, 4), np.float32)), cuda.asarray(np.array([4, 1, -1]))
-    losses, _ = cuda.cross_entropy(logits, targets, -100)
+    losses, saved = cuda.cross_entropy(logits, targets, -100)
     np.testing.assert_allclose(cuda.to_numpy(losses), [math.nan, math.log(4), math.nan], rtol=1e-6)
-    ids = cuda.asarray(np.array([600, 3, -1]))
-    gweight = cuda.embedding_vjp(cuda.asarray(np.ones((3, 2), np.float32)), ids, 600)
-    assert cuda.to_numpy(gweight)[3].tolist() == [1, 1]
-    assert cuda.to_numpy(gweight).sum() == 2
+    glogits = cuda.cross_entropy_vjp(cuda.asarray(np.ones(3, np.float32)), saved, targets, -100)
+    np.testing.assert_allclose(cuda.to_numpy(glogits), 0.25 - (np.arange(12) == 5).reshape(3, 4), rtol=1e-6)
+    for rows, N in ((600, 3), (4, 90)):
+        used = np.full(N, -1)
+        used[:3] = rows, 3, rows + 512
+        gweight = cuda.embedding_vjp(cuda.asarray(np.ones((N, 2), np.float32)), cuda.asarray(used), rows)
+        np.testing.assert_array_equal(cuda.to_numpy(gweight), np.repeat([np.arange(rows) == 3], 2, 0).T)
 
 
 # -- what a card has no room for --
@@ -551,11 +568,20 @@ def test_a_gradient_reaches_no_row_but_its_own(rows, N, dtype, cuda):  # noqa: N
 
 def test_a_table_s_gradient_is_made_in_little_memory(device):
     gy, used = device.asarray(normal(3000, 2)), device.asarray(ids(500, 3000))
-    for rows in (10, 500, 700):
+    for rows, number in ((10, 2), (500, 1), (700, 1)):
         with logged() as launches:
             device.embedding_vjp(gy, used, rows)
-        assert len(launches) <= 2
+        assert len(launches) == number
         assert max(math.prod(shape) for _, *arrays in launches for shape, *_ in arrays) <= gy.size
+
+
+@pytest.mark.parametrize(("rows", "N", "C"), [(600, 300, 2), (65, 3000, 2), (600, 90, 1030), (3, 700, 1030)])
+def test_blocks_that_sort_tokens_share_no_place(rows, N, C, cuda, monkeypatch):  # noqa: N803
+    gy, used, launch, seen = np.ones((N, C), np.float32), ids(rows, N), cuda._launch, []
+    monkeypatch.setattr(cuda, "_launch", lambda *args, **options: (seen.append(args), launch(*args, **options)))
+    cuda.embedding_vjp(cuda.asarray(gy), cuda.asarray(used), rows)
+    _, _, (_, pieces, _), _, _, _, order, *_ = seen[0]
+    np.testing.assert_array_equal(np.sort(cuda.to_numpy(order)), np.tile(np.arange(N), (pieces, 1)))
 
 
 # -- a query's only key --

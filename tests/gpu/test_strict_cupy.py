@@ -47,7 +47,7 @@ def test_every_step_launches_the_same_and_reads_nothing_back(n_embd, dtype, devi
                 trainer.train_step()
             steps.append(launches)
     assert len(steps[1]) > 100
-    fused = {"flash_attention", "flash_attention_gq", "flash_attention_gkv"}
+    fused = {"flash_attention", "flash_attention_delta", "flash_attention_vjp"}
     unfused = {"attention_softmax", "attention_softmax_vjp"}
     attention = fused if dtype and n_embd == 64 else unfused
     common = {

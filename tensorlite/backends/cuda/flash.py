@@ -9,6 +9,8 @@ from tensorlite.backends.cuda.kernels import Kernels, null_pointers
 HEAD_DIMS = (32, 64, 128)
 LSE_MULTIPLE = 128  # to which the queries are rounded up in what is kept for the backward pass
 THREADS = 128
+QUERIES, TURN = 32, 64  # that the backward pass takes at a time, and that a block leaves to the next at a time
+BLOCKS = 1024  # that begin together: at 128 keys each, what they read again and again takes about 64 MiB
 
 
 class Saved(NamedTuple):
@@ -60,17 +62,23 @@ class FlashAttention:
         gq, gk, gv = (
             self._cupy.empty(x.shape, x.dtype) if g is None else g for x, g in zip((q, k, v), out, strict=True)
         )
+        rows, heads = _tile(D)[0], B * H
+        blocks = -(-S // rows)
         delta = self._cupy.empty(lse.shape, np.float32)
-        rows, step = _tile(D)
+        sums = self._cupy.empty((heads, -(-T // QUERIES) * QUERIES, D), np.float32)
+        done = self._cupy.empty(1 + heads * -(-T // TURN), np.uint32)
+        tensors = [part for x in (y, gy) for part in _tensor(x)]
+        self._launch("flash_attention_delta", D, (heads, -(-T * D // 1024)), 0, *tensors, delta, done, H, T)
+        members = -(-heads // max(1, heads * blocks // BLOCKS))
         settings = _settings(keep, keep_scale, scale, causal, H, T, S)
-        shared = 2 * (D + 8) * (2 * rows + 4 * step) + 16 * step + _mask_bytes(keep, rows, step)
-        tensors = [part for x in (q, k, v, y, gy, gq) for part in _tensor(x)]
-        self._launch("flash_attention_gq", D, (B * H, -(-T // rows)), shared, *tensors, lse, delta, *settings)
-        tensors = [part for x in (q, k, v, gy, gk, gv) for part in _tensor(x)]
-        self._launch("flash_attention_gkv", D, (B * H, -(-S // rows)), shared, *tensors, lse, delta, *settings)
+        shared = 2 * (D + 8) * (2 * rows + 4 * QUERIES) + 2 * rows * (QUERIES + 8) + 16 * QUERIES
+        shared += _mask_bytes(keep, rows, QUERIES)
+        tensors = [part for x in (q, k, v, gy, gq, gk, gv) for part in _tensor(x)]
+        args = *tensors, lse, delta, sums, done, members, *settings
+        self._launch("flash_attention_vjp", D, (heads * blocks,), shared, *args)
         return gq, gk, gv
 
-    def _launch(self, name: str, head_dim: int, blocks: tuple[int, int], shared: int, *args) -> None:
+    def _launch(self, name: str, head_dim: int, blocks: tuple[int, ...], shared: int, *args) -> None:
         kernel = self._kernels.of_flash_attention(name, head_dim)
         kernel(blocks, (THREADS,), null_pointers(args), shared_mem=shared)
 

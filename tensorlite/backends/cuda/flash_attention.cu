@@ -8,17 +8,16 @@
 // (B, H, S, T): keys down, queries across; or null. lse and delta are float32 (B, H, T rounded up to 128s).
 // scale > 0; causal, which is query t seeing the keys 0 .. t + S - T, needs S >= T.
 //
-// Three launches of 128 threads each; gkv comes after gq, whose delta it reads. ROWS and STEP are 128 and 64; for
-// D = 128 they are 64 and 32.
+// Three launches of 128 threads each, the last two in this order. A block of the first takes ROWS queries and STEP keys
+// at a time, one of the last ROWS keys and 32 queries. ROWS and STEP are 128 and 64; for D = 128 they are 64 and 32.
 //
-//   kernel                 grid                     bytes of shared memory                   with dropout, in addition
-//   flash_attention        (B H, ceil(T / ROWS))    2 (D + 8) (ROWS + 4 STEP)                2 ROWS (STEP + 16)
-//   flash_attention_gq     (B H, ceil(T / ROWS))    2 (D + 8) (2 ROWS + 4 STEP) + 16 STEP    2 ROWS (STEP + 16)
-//   flash_attention_gkv    (B H, ceil(S / ROWS))    2 (D + 8) (2 ROWS + 4 STEP) + 16 STEP    2 ROWS (STEP + 16)
+//   kernel                   grid                       bytes of shared memory                     and with dropout
+//   flash_attention          (B H, ceil(T / ROWS))      2 (D + 8) (ROWS + 4 STEP)                  2 ROWS (STEP + 16)
+//   flash_attention_delta    (B H, ceil(T D / 1024))    0
+//   flash_attention_vjp      (B H ceil(S / ROWS))       2 (D + 8) (2 ROWS + 128) + 80 ROWS + 512   96 ROWS
 //
 // These can be more than 48 KB, which CuPy has to be told in max_dynamic_shared_size_bytes, and are less than the 99 KB
-// that all such GPUs have. Nothing is summed by atomics: the same inputs give the same bits. For that the backward
-// forms the scores twice, for its sums over keys and for those over queries.
+// that all such GPUs have. Nothing is summed in an order that changes: the same inputs give the same bits.
 #if STORAGE == 16
 
 #ifndef HEAD_DIM
@@ -76,22 +75,21 @@ inline float power_of_2(float x) { return exp2f(x); }
 inline unsigned pack_bf16(float low, float high) { return to_bfloat16(low).bits | to_bfloat16(high).bits << 16; }
 #endif
 
-// A block of four warps keeps ROWS rows of the matrix of scores, and its loop takes STEP columns at a time. Rows are
-// queries and columns are keys, or, in gkv, the other way round.
+// A block of four warps keeps ROWS rows of the matrix of scores, and its loop takes some columns at a time. Rows are
+// queries and columns are keys, or, on the way back, the other way round.
 constexpr int D = HEAD_DIM;
 static_assert(D == 32 || D == 64 || D == 128, "HEAD_DIM is to be 32, 64 or 128");
 constexpr int M_TILES = D <= 64 ? 2 : 1;  // of 16 rows to a warp. With one, shared memory is slower than the mma
 constexpr int WARP_ROWS = 16 * M_TILES;
 constexpr int ROWS = 4 * WARP_ROWS, THREADS = 4 * WARP;
-constexpr int STEP = ROWS / 2;
-constexpr int SLICES = STEP / 16;
+constexpr int STEP = ROWS / 2;            // columns of a step, on the way forward
+constexpr int BACK = 32;                  // and back. With more, an A100 has room for one block only
 constexpr int CHUNKS = D / PACK;          // of 16 bytes in a row of channels
 constexpr int PITCH = D + PACK;           // the odd chunk puts the eight rows that ldmatrix reads into different banks
 
 typedef unsigned char Flag;
 typedef bfloat16 TileRow[PITCH];
-typedef Flag FlagTile[ROWS * (STEP + 16)];         // keys x (queries + 16), for the banks too
-struct ColumnTiles { TileRow a[STEP], b[STEP]; };  // keys and values, in gkv queries and gy
+template <int KEYS, int QUERIES> struct alignas(16) FlagTile { Flag key[KEYS][QUERIES + 16]; };  // for the banks too
 struct alignas(16) Four { float item[4]; };
 
 // -- what the kernels are called with --
@@ -99,22 +97,22 @@ struct alignas(16) Four { float item[4]; };
 #define TENSOR(type, name) type *name##_data, Index name##_batch, Index name##_head, Index name##_row
 #define OPTIONS const Flag *keep, double keep_scale, double scale, Index causal, Index H, Index T, Index S
 
-// What a tensor has for this block's batch and head: (rows, D).
+// What a tensor has for a batch and head, `head` in all: (rows, D).
 template <typename T> struct Matrix { T* row; int stride, rows; };
 typedef Matrix<const bfloat16> Source;
 typedef Matrix<bfloat16> Target;
 
 #define MATRIX(name, rows) \
-    {name##_data + blockIdx.x / (int)H * name##_batch + blockIdx.x % (int)H * name##_head, (int)name##_row, (int)rows}
+    {name##_data + head / (int)H * name##_batch + head % (int)H * name##_head, (int)name##_row, (int)rows}
 
 struct Range {
     int begin, end;
-    // Has it any, or all, of the STEP from `first` on?
-    __device__ bool meets(int first) const { return first + STEP > begin && first < end; }
-    __device__ bool covers(int first) const { return first >= begin && first + STEP <= end; }
+    // Has it any, or all, of the n from `first` on?
+    __device__ bool meets(int first, int n) const { return first + n > begin && first < end; }
+    __device__ bool covers(int first, int n) const { return first >= begin && first + n <= end; }
 };
 
-// The options, for this block's batch and head.
+// The options, for a batch and head.
 struct Problem {
     int T, S;
     bool causal;
@@ -122,16 +120,16 @@ struct Problem {
     float keep_scale, scale, exponent_scale;  // exp(scale * x) is 2 ** (exponent_scale * x), quicker on a GPU
     Index statistics;                         // where lse and delta begin
 
-    __device__ Problem(OPTIONS)
-        : T(T), S(S), causal(causal), keep(keep ? keep + blockIdx.x * S * T : nullptr), keep_scale(keep_scale),
-          scale(scale), exponent_scale(scale * 1.4426950408889634), statistics(blockIdx.x * ((T + 127) / 128 * 128)) {}
+    __device__ Problem(int head, OPTIONS)
+        : T(T), S(S), causal(causal), keep(keep ? keep + head * S * T : nullptr), keep_scale(keep ? keep_scale : 1),
+          scale(scale), exponent_scale(scale * 1.4426950408889634), statistics(head * ((T + 127) / 128 * 128)) {}
 
     // How many keys a query sees.
     __device__ int keys(int query) const { return causal ? min(S, query + 1 + (S - T)) : S; }
 
-    // The columns that a row sees. From row to row, neither end goes back.
+    // The columns that a row sees, which a row beyond the last key does not. From row to row, neither end goes back.
     template <bool ROWS_ARE_KEYS> __device__ Range seen(int row) const {
-        if (ROWS_ARE_KEYS) return {causal ? max(0, row - (S - T)) : 0, T};
+        if (ROWS_ARE_KEYS) return {row >= S ? T : causal ? max(0, row - (S - T)) : 0, T};
         return {0, keys(row)};
     }
 };
@@ -142,13 +140,13 @@ template <bool ROWS_ARE_KEYS> struct Share {
     Range steps;                   // of the block's loop
     Range some, all;               // the columns that some of the warp's rows see, and that need no mask
 
-    __device__ Share(const Problem& problem) {
-        // The blocks that have most to do come first: if causal, those of the last queries, or of the first keys.
-        block_row = (ROWS_ARE_KEYS ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * ROWS;
+    __device__ Share(const Problem& problem, int block) {
+        constexpr int COLUMNS = ROWS_ARE_KEYS ? BACK : STEP;
+        block_row = block * ROWS;
         warp_row = threadIdx.x / WARP * WARP_ROWS;
         row = block_row + warp_row;
         auto seen = [&](int row) { return problem.seen<ROWS_ARE_KEYS>(row); };
-        steps = {seen(block_row).begin / STEP, (seen(block_row + ROWS - 1).end + STEP - 1) / STEP};
+        steps = {seen(block_row).begin / COLUMNS, (seen(block_row + ROWS - 1).end + COLUMNS - 1) / COLUMNS};
         some = {seen(row).begin, seen(row + WARP_ROWS - 1).end};
         all = {seen(row + WARP_ROWS - 1).begin, problem.S == 1 ? 0 : seen(row).end};
     }
@@ -194,13 +192,13 @@ __device__ inline void load(Rows& rows, const TileRow* tile) {
 }
 
 // Columns 8 n .. 8 n + 15 of sums += a @ b.
-template <int N>
-__device__ inline void multiply(float (&sums)[M_TILES][N][4], int n, const Operand& a, const unsigned (&b)[4]) {
+template <int M, int N>
+__device__ inline void multiply(float (&sums)[M][N][4], int n, const unsigned (&a)[M][4], const unsigned (&b)[4]) {
     const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
-        mma_bf16(sums[m][n], a.tile[m], left);
-        mma_bf16(sums[m][n + 1], a.tile[m], right);
+    for (int m = 0; m < M; m++) {
+        mma_bf16(sums[m][n], a[m], left);
+        mma_bf16(sums[m][n + 1], a[m], right);
     }
 }
 
@@ -212,21 +210,26 @@ __device__ inline void multiply_transposed(Slice& slice, const AnyRows& rows, co
     for (int k = 0; k < D / 16; k++) {
         unsigned b[4];
         ldmatrix_x4(b, &columns[my_lane() / 16 * 8 + my_lane() % 8][16 * k + my_lane() / 8 % 2 * 8]);
-        multiply(slice, 0, part(rows, k), b);
+        multiply(slice, 0, part(rows, k).tile, b);
     }
 }
 
-// sums += slice @ columns. Of a result each lane holds what it has to bring as an operand, but for the packing.
-__device__ inline void accumulate(Sums& sums, const Slice& slice, const TileRow* columns) {
+// Of a result each lane holds what it has to bring as an operand, but for the packing.
+__device__ inline Operand pack(const Slice& slice) {
     Operand a;
     for_each_item([&](int m, int j, int e) {
         if (e % 2 == 0) a.tile[m][2 * j + e / 2] = pack_bf16(slice[m][j][e], slice[m][j][e + 1]);
     });
+    return a;
+}
+
+// sums += a @ columns.
+__device__ inline void accumulate(Sums& sums, const Operand& a, const TileRow* columns) {
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
         unsigned b[4];
         ldmatrix_x4_trans(b, &columns[my_lane() % 16][16 * n + my_lane() / 16 * 8]);
-        multiply(sums, 2 * n, a, b);
+        multiply(sums, 2 * n, a.tile, b);
     }
 }
 
@@ -245,12 +248,12 @@ __device__ inline void mask(Slice& slice, float unseen, const Problem& problem, 
 }
 
 // action(m, j, e, whether the weight there is kept). row, column: where the slice begins in what the tile is for.
-template <bool ROWS_ARE_KEYS, typename Action>
-__device__ inline void for_each_flag(const FlagTile& tile, int row, int column, Action action) {
-    const int pitch = (ROWS_ARE_KEYS ? STEP : ROWS) + 16, lane = my_lane(), m_tile = lane / 16 % M_TILES * 16;
+template <bool ROWS_ARE_KEYS, typename Tile, typename Action>
+__device__ inline void for_each_flag(const Tile& tile, int row, int column, Action action) {
+    const int lane = my_lane(), m_tile = lane / 16 % M_TILES * 16;
     unsigned flags[4];  // four flags in each
-    if (ROWS_ARE_KEYS) ldmatrix_x4(flags, &tile[(row + m_tile + row_of_mma(lane % 16)) * pitch + column]);
-    else ldmatrix_x4_trans(flags, &tile[(column + column_of_mma(lane % 16)) * pitch + row + m_tile]);
+    if (ROWS_ARE_KEYS) ldmatrix_x4(flags, &tile.key[row + m_tile + row_of_mma(lane % 16)][column]);
+    else ldmatrix_x4_trans(flags, &tile.key[column + column_of_mma(lane % 16)][row + m_tile]);
     for_each_item([&](int m, int j, int e) {
         const int h = e / 2, i = e % 2;
         unsigned flag = ROWS_ARE_KEYS ? flags[2 * m + h] >> 8 * (2 * j + i) : flags[2 * m + j] >> 8 * (2 * i + h);
@@ -268,12 +271,6 @@ __device__ inline float quad_max(float x) {
     return max(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// The sum of the products of two pairs of numbers.
-__device__ inline float dot_bf16(unsigned x, unsigned y) {
-    const unsigned high = 0xffff0000u;
-    return __uint_as_float(x << 16) * __uint_as_float(y << 16) + __uint_as_float(x & high) * __uint_as_float(y & high);
-}
-
 // -- between tiles and global memory --
 
 // Starts to copy rows `first` .. into a tile; of sixteen, place i is for row order(i). Beyond the last row that one is
@@ -287,17 +284,15 @@ template <int order(int), int N> __device__ inline void fetch(TileRow (&tile)[N]
     }
 }
 
-template <bool ROWS_ARE_KEYS>
-__device__ inline void fetch_flags(FlagTile& tile, const Problem& problem, int first_row, int first_column) {
-    constexpr int KEYS = ROWS_ARE_KEYS ? ROWS : STEP, QUERIES = ROWS_ARE_KEYS ? STEP : ROWS;
-    const int first_key = ROWS_ARE_KEYS ? first_row : first_column;
-    const int first_query = ROWS_ARE_KEYS ? first_column : first_row;
+template <int KEYS, int QUERIES>
+__device__ inline void fetch_flags(
+    FlagTile<KEYS, QUERIES>& tile, const Problem& problem, int first_key, int first_query) {
     const int each = problem.T % 16 ? 1 : 16;  // a copy of 16 has to begin at a multiple of 16
 #pragma unroll 1
     for (int i = threadIdx.x * each; i < KEYS * QUERIES; i += THREADS * each) {
         const int key = first_key + i / QUERIES, query = first_query + i % QUERIES;
         if (key >= problem.S || query >= problem.T) continue;
-        Flag* to = &tile[i / QUERIES * (QUERIES + 16) + i % QUERIES];
+        Flag* to = &tile.key[i / QUERIES][i % QUERIES];
         const Flag* from = problem.keep + (Index)key * problem.T + query;
         if (each == 16) cp_async16(to, from);
         else *to = *from;
@@ -338,8 +333,8 @@ __device__ inline void store(const Target& y, int first, const Sums& sums, float
 
 struct ForwardTiles {
     TileRow q[ROWS];
-    ColumnTiles kv[2];  // of this step and the next
-    FlagTile flags[2];
+    struct { TileRow k[STEP], v[STEP]; } kv[2];  // of this step and the next
+    FlagTile<STEP, ROWS> flags[2];
 };
 
 KERNEL flash_attention(
@@ -347,15 +342,16 @@ KERNEL flash_attention(
     OPTIONS) {
     DYNAMIC_SHARED(Pack, shared);
     ForwardTiles& tiles = *(ForwardTiles*)shared;
-    const Problem problem(keep, keep_scale, scale, causal, H, T, S);
+    const int head = blockIdx.x;
+    const Problem problem(head, keep, keep_scale, scale, causal, H, T, S);
     const Source q = MATRIX(q, T), k = MATRIX(k, S), v = MATRIX(v, S);
     const Target y = MATRIX(y, T);
-    const Share<false> own(problem);
+    const Share<false> own(problem, gridDim.y - 1 - blockIdx.y);  // those that have most to do come first, if causal
 
     auto fetch_step = [&](int step) {
-        fetch<column_of_mma>(tiles.kv[step % 2].a, k, step * STEP);
-        fetch<column_of_mma>(tiles.kv[step % 2].b, v, step * STEP);
-        if (keep) fetch_flags<false>(tiles.flags[step % 2], problem, own.block_row, step * STEP);
+        fetch<column_of_mma>(tiles.kv[step % 2].k, k, step * STEP);
+        fetch<column_of_mma>(tiles.kv[step % 2].v, v, step * STEP);
+        if (keep) fetch_flags(tiles.flags[step % 2], problem, step * STEP, own.block_row);
         commit();
     };
     fetch<row_of_mma>(tiles.q, q, own.block_row);
@@ -371,14 +367,15 @@ KERNEL flash_attention(
 
     for (int step = 0; step < own.steps.end; step++, arrive()) {
         if (step + 1 < own.steps.end) fetch_step(step + 1);
-        const ColumnTiles& kv = tiles.kv[step % 2];
+        const auto& kv = tiles.kv[step % 2];
         const int first_key = step * STEP;
-        if (!own.some.meets(first_key)) continue;
+        if (!own.some.meets(first_key, STEP)) continue;
 
+        constexpr int SLICES = STEP / 16;
         Slice scores[SLICES];
 #pragma unroll
-        for (int s = 0; s < SLICES; s++) multiply_transposed(scores[s], q_rows, &kv.a[16 * s]);
-        if (!own.all.covers(first_key))
+        for (int s = 0; s < SLICES; s++) multiply_transposed(scores[s], q_rows, &kv.k[16 * s]);
+        if (!own.all.covers(first_key, STEP))
 #pragma unroll
             for (int s = 0; s < SLICES; s++) mask<false>(scores[s], LOWEST, problem, own.row, first_key + 16 * s);
 
@@ -410,14 +407,14 @@ KERNEL flash_attention(
                     if (!keep) scores[s][m][j][e] = 0;  // the others are scaled at the end
                 });
 #pragma unroll
-        for (int s = 0; s < SLICES; s++) accumulate(sums, scores[s], &kv.b[16 * s]);
+        for (int s = 0; s < SLICES; s++) accumulate(sums, pack(scores[s]), &kv.v[16 * s]);
     }
 
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
         for (int h = 0; h < 2; h++) {
-            const float sum = quad_sum(row_sum[m][h]), factor = (keep ? problem.keep_scale : 1) / sum;
-            const int query = own.row + 16 * m + my_row() + h;  // lse has room for those beyond T, which gkv reads
+            const float sum = quad_sum(row_sum[m][h]), factor = problem.keep_scale / sum;
+            const int query = own.row + 16 * m + my_row() + h;  // lse has room for those beyond T
             if (my_lane() % 4 == 0)
                 lse[problem.statistics + query] = row_max[m][h] * problem.exponent_scale + log2f(sum);
             for (int n = 0; n < D / 8; n++)
@@ -431,131 +428,194 @@ KERNEL flash_attention(
 // With P = softmax(S), S = scale q k', and W = dropout(P):
 //   gW = gy v', gv = W' gy, gS = W gW - P delta, delta = rowsum(W gW) = rowsum(y gy), gq = scale gS k, gk = scale gS' q
 //
-// A block sums over the columns, for its rows: over keys for gq, over queries for gk and gv, which makes two kernels.
-// Both have one body, for matrices a and b of which there are rows and columns:
+// A block has ROWS keys, of which it sums gk and gv over the queries. To gq, a sum over keys, the blocks of a head add
+// in the order of their keys, in float32; the last one to add rounds the sum. All of them take the queries from the
+// last to the first, one behind the other, as with causal attention the first keys are those that all queries see. A
+// block that has come to queries which the one before has not left yet waits for it. It was begun before, as what a
+// block is to do is decided by the order in which they begin, and the first one waits for none: so it ends.
 //
-//        rows a, b    columns a, b
-//   gq   q, gy        k, v            S = scale (rows a) (columns a)', gW = (rows b) (columns b)',
-//   gkv  k, v         q, gy           sums a = gS (columns a) and, in gkv, sums b = W (columns b)
+// Counted for GPT-2 124M with B = 12 (no GPU has timed it): writing such sums for each block and adding them up later
+// moves 4.1 GB a step, which takes an H200 longer than the two products that this saves. These are to stay in L2.
+
+constexpr int TURN = 2 * BACK;  // queries that a block leaves to the next at a time
 
 struct BackwardTiles {
-    TileRow a[ROWS], b[ROWS];
-    union {
-        ColumnTiles columns[2];
-        struct { ColumnTiles first; TileRow y[ROWS]; };  // y is done with before the second step's columns come
-    };
-    struct { Four lse[STEP / 4], delta[STEP / 4]; } statistics[2];
-    FlagTile flags[2];
+    TileRow k[ROWS], v[ROWS];
+    struct { TileRow q[BACK], gy[BACK]; Four lse[BACK / 4], delta[BACK / 4]; } step[2];  // this one and the next
+    bfloat16 gscores[ROWS][BACK + PACK];  // keys and queries in the order of the tiles
+    FlagTile<ROWS, BACK> flags[2];
 };
 
-template <bool ROWS_ARE_KEYS>
-__device__ inline void backward(
-    BackwardTiles& tiles, const Problem& problem, const Source& rows_a, const Source& rows_b, const Source& columns_a,
-    const Source& columns_b, const Source* y, const float* lse, float* delta, const Target& ga, const Target* gb) {
-    const Share<ROWS_ARE_KEYS> own(problem);
-    lse += problem.statistics, delta += problem.statistics;
+// delta, (B H, T rounded up to 128s). done: what the blocks of flash_attention_vjp agree by, which begins at 0: how
+// many have begun, and for each head and TURN queries how many have added their part of gq.
+KERNEL flash_attention_delta(
+    TENSOR(const bfloat16, y), TENSOR(const bfloat16, gy), float* delta, unsigned* done, Index H, Index T) {
+    const int head = blockIdx.x, row = (blockIdx.y * THREADS + threadIdx.x) / CHUNKS;
+    const int turns = ((int)T + TURN - 1) / TURN;
+    const Source y = MATRIX(y, T), gy = MATRIX(gy, T);
+    if (threadIdx.x == 0 && blockIdx.y < turns) done[1 + head * turns + blockIdx.y] = 0;
+    if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) done[0] = 0;
+
+    const int from = min(row, (int)T - 1), chunk = threadIdx.x % CHUNKS * PACK;
+    const Pack y_pack = *(const Pack*)(y.row + (Index)from * y.stride + chunk);
+    const Pack gy_pack = *(const Pack*)(gy.row + (Index)from * gy.stride + chunk);
+    float sum = 0;
+    for (int i = 0; i < PACK; i++) sum += real(y_pack.item[i]) * real(gy_pack.item[i]);
+    for (int step = 1; step < CHUNKS; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (chunk == 0 && row < T) delta[head * ((T + 127) / 128 * 128) + row] = sum;
+}
+
+// Waits for the blocks before to have added their part of gq to these queries. Those of `left`, if any, are then the next
+// one's. One fence is for both: what those have added is to be seen from here on, and what this one has, by the next.
+__device__ inline void take_turn(volatile unsigned* next, volatile unsigned* left, unsigned block) {
+    while (next && *next != block) {
+#ifdef CUDA_ON_CPU
+        __trap();  // there, blocks run one after another
+#endif
+    }
+    __threadfence();
+    if (left) *left = block + 1;
+}
+
+// gq of BACK queries: adds what the first `keys` of the block's keys make of it. A warp takes sixteen queries and half
+// of the channels, or of 64 at a time. sums: what the blocks before have made of it, in the order of the threads.
+__device__ inline void add_gq(
+    const BackwardTiles& tiles, const Target& gq, float4* sums, int first_query, int keys, bool first, bool last,
+    float scale) {
+    constexpr int WIDTH = D < 64 ? D : 64, N = WIDTH / 16;
+    const int lane = my_lane(), warp = threadIdx.x / WARP, queries = warp % 2 * 16;
+    sums += threadIdx.x;
+#pragma unroll 1
+    for (int channels = warp / 2 * (WIDTH / 2); channels < D; channels += WIDTH, sums += N * THREADS) {
+        float4 before[N] = {};
+        if (!first)
+#pragma unroll
+            for (int n = 0; n < N; n++) before[n] = __ldcg(&sums[n * THREADS]);  // in L1 there may be an older one
+
+        float part[1][N][4] = {};
+#pragma unroll D == 128 ? 1 : 4  // there, the sums leave fewest registers
+        for (int key = 0; key < keys; key += 16) {
+            unsigned a[1][4], b[4];
+            ldmatrix_x4_trans(a[0], &tiles.gscores[key + lane / 16 * 8 + lane % 8][queries + lane / 8 % 2 * 8]);
+#pragma unroll
+            for (int n = 0; n < N; n += 2) {
+                ldmatrix_x4_trans(b, &tiles.k[key + lane % 16][channels + 8 * n + lane / 16 * 8]);
+                multiply(part, n, a, b);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float4 sum = before[n];
+            sum.x += part[0][n][0], sum.y += part[0][n][1], sum.z += part[0][n][2], sum.w += part[0][n][3];
+            if (!last) {
+                __stcg(&sums[n * THREADS], sum);
+                continue;
+            }
+            for (int h = 0; h < 2; h++) {
+                const int query = first_query + queries + column_of_mma(lane / 4 + 8 * h);
+                const unsigned pair = pack_bf16((h ? sum.z : sum.x) * scale, (h ? sum.w : sum.y) * scale);
+                bfloat16* row = gq.row + (Index)query * gq.stride;
+                if (query < gq.rows) *(unsigned*)&row[channels + 8 * n + lane % 4 * 2] = pair;
+            }
+        }
+    }
+}
+
+// Sixteen queries, in places 16 s .. of a step: adds their part to the sums, gk and gv but for a factor, and writes gS.
+__device__ inline void add_slice(
+    Sums& sums_k, Sums& sums_v, BackwardTiles& tiles, const Problem& problem, const Share<true>& own,
+    const Rows& k_rows, int step, int s, bool edge) {
+    const auto& columns = tiles.step[step % 2];
+    const int first_query = step * BACK + 16 * s, four = (16 * s + my_column()) / 4;
+    const Four lse = columns.lse[four], delta = columns.delta[four];
+    Slice probs, weights, gweights, gscores;
+    multiply_transposed(probs, k_rows, &columns.q[16 * s]);
+    multiply_transposed(gweights, &tiles.v[own.warp_row], &columns.gy[16 * s]);
+
+    for_each_item([&](int m, int j, int e) {
+        probs[m][j][e] = probs[m][j][e] * problem.exponent_scale - lse.item[2 * j + e % 2];
+    });
+    if (edge) mask<true>(probs, LOWEST, problem, own.row, first_query);
+    for_each_item([&](int m, int j, int e) { probs[m][j][e] = weights[m][j][e] = power_of_2(probs[m][j][e]); });
+    if (problem.keep)
+        for_each_flag<true>(tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool keep) {
+            if (!keep) weights[m][j][e] = gweights[m][j][e] = 0;  // the others are scaled later
+        });
+    accumulate(sums_v, pack(weights), &columns.gy[16 * s]);
+    for_each_item([&](int m, int j, int e) {
+        gscores[m][j][e] = probs[m][j][e] * (problem.keep_scale * gweights[m][j][e] - delta.item[2 * j + e % 2]);
+    });
+    if (edge) mask<true>(gscores, 0, problem, own.row, first_query);
+    const Operand packed = pack(gscores);
+    accumulate(sums_k, packed, &columns.q[16 * s]);
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+        for (int i = 0; i < 4; i++) {
+            const int key = own.warp_row + 16 * m + my_lane() / 4 + i % 2 * 8;
+            *(unsigned*)&tiles.gscores[key][16 * s + i / 2 * 8 + my_lane() % 4 * 2] = packed.tile[m][i];
+        }
+}
+
+// sums: float32 (B H, T rounded up to 32s, D), for gq. members: heads whose blocks begin together, so that what these
+// read again and again fits in L2; of such heads, the blocks that have most to do, if causal, begin first.
+KERNEL flash_attention_vjp(
+    TENSOR(const bfloat16, q), TENSOR(const bfloat16, k), TENSOR(const bfloat16, v), TENSOR(const bfloat16, gy),
+    TENSOR(bfloat16, gq), TENSOR(bfloat16, gk), TENSOR(bfloat16, gv), const float* lse, const float* delta, float* sums,
+    unsigned* done, Index members, OPTIONS) {
+    DYNAMIC_SHARED(Pack, shared);
+    BackwardTiles& tiles = *(BackwardTiles*)shared;
+    if (threadIdx.x == 0) *(unsigned*)tiles.gscores = atomicAdd(done, 1u);
+    __syncthreads();
+    const unsigned ticket = *(unsigned*)tiles.gscores;
+    const int blocks = ((int)S + ROWS - 1) / ROWS, heads = gridDim.x / blocks;
+    const int first = ticket / (blocks * (int)members) * (int)members, beside = min((int)members, heads - first);
+    const int head = first + (ticket - first * blocks) % beside, block = (ticket - first * blocks) / beside;
+
+    const Problem problem(head, keep, keep_scale, scale, causal, H, T, S);
+    const Source q = MATRIX(q, T), k = MATRIX(k, S), v = MATRIX(v, S), gy = MATRIX(gy, T);
+    const Target gq = MATRIX(gq, T), gk = MATRIX(gk, S), gv = MATRIX(gv, S);
+    const Share<true> own(problem, block);
+    lse += problem.statistics, delta += problem.statistics, done += 1 + head * ((problem.T + TURN - 1) / TURN);
 
     auto fetch_step = [&](int step) {
-        fetch<column_of_mma>(tiles.columns[step % 2].a, columns_a, step * STEP);
-        fetch<column_of_mma>(tiles.columns[step % 2].b, columns_b, step * STEP);
-        if (ROWS_ARE_KEYS && threadIdx.x < STEP / 4) {
-            cp_async16(&tiles.statistics[step % 2].lse[threadIdx.x], lse + step * STEP + threadIdx.x * 4);
-            cp_async16(&tiles.statistics[step % 2].delta[threadIdx.x], delta + step * STEP + threadIdx.x * 4);
+        auto& to = tiles.step[step % 2];
+        fetch<column_of_mma>(to.q, q, step * BACK);
+        fetch<column_of_mma>(to.gy, gy, step * BACK);
+        if (threadIdx.x < BACK / 4) {
+            cp_async16(&to.lse[threadIdx.x], lse + step * BACK + threadIdx.x * 4);
+            cp_async16(&to.delta[threadIdx.x], delta + step * BACK + threadIdx.x * 4);
         }
-        if (problem.keep) fetch_flags<ROWS_ARE_KEYS>(tiles.flags[step % 2], problem, own.block_row, step * STEP);
+        if (keep) fetch_flags(tiles.flags[step % 2], problem, own.block_row, step * BACK);
         commit();
     };
-    fetch<row_of_mma>(tiles.a, rows_a, own.block_row);
-    fetch<row_of_mma>(tiles.b, rows_b, own.block_row);
-    if (!ROWS_ARE_KEYS) fetch<row_of_mma>(tiles.y, *y, own.block_row);
-    fetch_step(own.steps.begin);
+    fetch<row_of_mma>(tiles.k, k, own.block_row);
+    fetch<row_of_mma>(tiles.v, v, own.block_row);
+    fetch_step(own.steps.end - 1);
     arrive();
-    Rows a, b;  // in gkv there is no room for b, which is read from its tile again and again
-    load(a, &tiles.a[own.warp_row]);
-    if (!ROWS_ARE_KEYS) load(b, &tiles.b[own.warp_row]);
+    Rows k_rows;  // there is no room for those of v, which are read from their tile again and again
+    load(k_rows, &tiles.k[own.warp_row]);
 
-    float row_lse[M_TILES][2], row_delta[M_TILES][2] = {};
-    if (!ROWS_ARE_KEYS) {
-#pragma unroll
-        for (int k = 0; k < D / 16; k++) {
-            const Operand y_part = part(&tiles.y[own.warp_row], k);
-            for (int m = 0; m < M_TILES; m++)
-                for (int e = 0; e < 4; e++) row_delta[m][e % 2] += dot_bf16(y_part.tile[m][e], b.part[k].tile[m][e]);
-        }
-#pragma unroll
-        for (int m = 0; m < M_TILES; m++)
-            for (int h = 0; h < 2; h++) {
-                const int query = own.row + 16 * m + my_row() + h;
-                row_lse[m][h] = lse[query];
-                row_delta[m][h] = quad_sum(row_delta[m][h]);
-                if (my_lane() % 4 == 0) delta[query] = row_delta[m][h];
-            }
-        __syncthreads();  // all are done with y
+    sums += (Index)head * own.steps.end * (BACK * D);
+    Sums sums_k = {}, sums_v = {};
+    for (int step = own.steps.end - 1; step >= own.steps.begin; step--, arrive()) {
+        if (step > own.steps.begin) fetch_step(step - 1);
+        const int first_query = step * BACK, end = first_query + BACK;
+        const bool edge = !own.all.covers(first_query, BACK), newest = step == own.steps.end - 1;
+        if (own.some.meets(first_query, BACK))
+#pragma unroll 1  // the sums leave few registers
+            for (int s = 0; s < BACK / 16; s++) add_slice(sums_k, sums_v, tiles, problem, own, k_rows, step, s, edge);
+
+        unsigned* turn = done + first_query / TURN;
+        if (threadIdx.x == 0 && (newest || end % TURN == 0)) take_turn(turn, newest ? nullptr : turn + 1, block);
+        __syncthreads();
+        const int keys = problem.keys(min(end, problem.T) - 1) - own.block_row, next_row = own.block_row + ROWS;
+        const bool last = next_row >= problem.S || problem.seen<true>(next_row).begin >= end;
+        float4* to = (float4*)(sums + first_query * D);
+        add_gq(tiles, gq, to, first_query, min(keys, ROWS), block == 0, last, problem.scale);
     }
-
-    Sums sums_a = {}, sums_b = {};
-    for (int step = own.steps.begin; step < own.steps.end; step++, arrive()) {
-        if (step + 1 < own.steps.end) fetch_step(step + 1);
-        const ColumnTiles& columns = tiles.columns[step % 2];
-        const int first_column = step * STEP;
-        if (!own.some.meets(first_column)) continue;
-        const bool edge = !own.all.covers(first_column);
-
-#pragma unroll ROWS_ARE_KEYS ? 1 : SLICES  // of registers, two sums leave less
-        for (int s = 0; s < SLICES; s++) {
-            Slice probs, weights, gweights, gscores;
-            multiply_transposed(probs, a, &columns.a[16 * s]);
-            if (ROWS_ARE_KEYS) multiply_transposed(gweights, &tiles.b[own.warp_row], &columns.b[16 * s]);
-            else multiply_transposed(gweights, b, &columns.b[16 * s]);
-
-            Four column_lse, column_delta;
-            if (ROWS_ARE_KEYS) {
-                column_lse = tiles.statistics[step % 2].lse[(16 * s + my_column()) / 4];
-                column_delta = tiles.statistics[step % 2].delta[(16 * s + my_column()) / 4];
-            }
-            for_each_item([&](int m, int j, int e) {
-                const float lse = ROWS_ARE_KEYS ? column_lse.item[2 * j + e % 2] : row_lse[m][e / 2];
-                probs[m][j][e] = probs[m][j][e] * problem.exponent_scale - lse;
-            });
-            if (edge) mask<ROWS_ARE_KEYS>(probs, LOWEST, problem, own.row, first_column + 16 * s);
-            for_each_item([&](int m, int j, int e) { probs[m][j][e] = weights[m][j][e] = power_of_2(probs[m][j][e]); });
-            if (problem.keep)
-                for_each_flag<ROWS_ARE_KEYS>(
-                    tiles.flags[step % 2], own.warp_row, 16 * s, [&](int m, int j, int e, bool keep) {
-                        weights[m][j][e] = keep ? weights[m][j][e] * problem.keep_scale : 0;
-                        if (!keep) gweights[m][j][e] = 0;
-                    });
-            if (ROWS_ARE_KEYS) accumulate(sums_b, weights, &columns.b[16 * s]);
-            for_each_item([&](int m, int j, int e) {
-                const float delta = ROWS_ARE_KEYS ? column_delta.item[2 * j + e % 2] : row_delta[m][e / 2];
-                gscores[m][j][e] = weights[m][j][e] * gweights[m][j][e] - probs[m][j][e] * delta;
-            });
-            if (edge) mask<ROWS_ARE_KEYS>(gscores, 0, problem, own.row, first_column + 16 * s);
-            accumulate(sums_a, gscores, &columns.a[16 * s]);
-        }
-    }
-    store(ga, own.row, sums_a, problem.scale, &tiles.a[own.warp_row]);
-    if (ROWS_ARE_KEYS) store(*gb, own.row, sums_b, 1, &tiles.b[own.warp_row]);
-}
-
-KERNEL flash_attention_gq(
-    TENSOR(const bfloat16, q), TENSOR(const bfloat16, k), TENSOR(const bfloat16, v), TENSOR(const bfloat16, y),
-    TENSOR(const bfloat16, gy), TENSOR(bfloat16, gq), const float* lse, float* delta, OPTIONS) {
-    DYNAMIC_SHARED(Pack, shared);
-    const Source q = MATRIX(q, T), k = MATRIX(k, S), v = MATRIX(v, S), y = MATRIX(y, T), gy = MATRIX(gy, T);
-    const Target gq = MATRIX(gq, T);
-    const Problem problem(keep, keep_scale, scale, causal, H, T, S);
-    backward<false>(*(BackwardTiles*)shared, problem, q, gy, k, v, &y, lse, delta, gq, nullptr);
-}
-
-KERNEL flash_attention_gkv(
-    TENSOR(const bfloat16, q), TENSOR(const bfloat16, k), TENSOR(const bfloat16, v), TENSOR(const bfloat16, gy),
-    TENSOR(bfloat16, gk), TENSOR(bfloat16, gv), const float* lse, float* delta, OPTIONS) {
-    DYNAMIC_SHARED(Pack, shared);
-    const Source q = MATRIX(q, T), k = MATRIX(k, S), v = MATRIX(v, S), gy = MATRIX(gy, T);
-    const Target gk = MATRIX(gk, S), gv = MATRIX(gv, S);
-    const Problem problem(keep, keep_scale, scale, causal, H, T, S);
-    backward<true>(*(BackwardTiles*)shared, problem, k, v, q, gy, nullptr, lse, delta, gk, &gv);
+    if (threadIdx.x == 0) take_turn(nullptr, done + own.steps.begin * BACK / TURN, block);
+    store(gk, own.row, sums_k, problem.scale, &tiles.k[own.warp_row]);
+    store(gv, own.row, sums_v, problem.keep_scale, &tiles.v[own.warp_row]);
 }
 
 #endif
