@@ -5,7 +5,12 @@
     training        a whole run of train.py, to its best validation loss
     generate        tokens per second of sampling, against torch's
 
-Results go to --out/*-gpu*.json.
+Two parts need no GPU: they count, and measure nothing.
+
+    traffic         what the kernels of a step move and compute, beside the least possible and what was last committed
+    occupancy       their registers and shared memory, and how full they let a GPU be
+
+Results go to --out/*-gpu*.json, those of the last two to --out/traffic.json and --out/occupancy.json.
 """
 
 import argparse
@@ -21,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import report
 from machine import gpu_facts, write_results
 from turns import ROOT, ask, preset_config, serve, start_worker, stop, time_queued_calls
 
@@ -218,7 +224,58 @@ def sampling_turn(args: argparse.Namespace):
     return lambda seconds: cycle / time_queued_calls(lambda: list(islice(tokens, cycle)), synchronize, seconds)
 
 
-PARTS = {"agreement": agreement_part, "tests": tests_part, "training": training_part, "generate": generate_part}
+# -- what is counted --
+
+
+def traffic_part(args: argparse.Namespace) -> None:
+    use_stand_in()
+    import traffic
+
+    committed = {row["preset"]: row for row in counted_results("traffic")}
+    rows = []
+    for preset in traffic.PRESETS:
+        config = preset_config(preset)
+        uses = traffic.traced_uses(traffic.traced_shape(config))
+        rows.append(traffic.results(preset, config, traffic.recorded_step(config), uses))
+        print(report.traffic_of(rows[-1], committed.get(preset)), end="\n\n", flush=True)
+    write_counts(args.out / "traffic.json", rows)
+
+
+def occupancy_part(args: argparse.Namespace) -> None:
+    use_stand_in()
+    import occupancy
+    import traffic
+
+    launches = [launch for preset in traffic.PRESETS for launch in traffic.recorded_step(preset_config(preset))]
+    rows = occupancy.occupancies(launches)
+    print(report.occupancy([{"results": rows}]))
+    write_counts(args.out / "occupancy.json", rows)
+
+
+def use_stand_in() -> None:
+    """From here on CuPy is the tests' stand-in for it."""
+    sys.path.append(str(ROOT / "tests" / "gpu"))
+    import strict_cupy
+
+    sys.modules.update(strict_cupy.MODULES)
+
+
+def counted_results(name: str) -> list[dict]:
+    """Those that are committed."""
+    path = report.RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+
+
+def write_counts(path: Path, rows: list[dict]) -> None:
+    """Without a machine or a date: they are the same on any."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": rows}, indent=1) + "\n")
+
+
+COUNTED = {"traffic": traffic_part, "occupancy": occupancy_part}
+PARTS = {
+    "agreement": agreement_part, "tests": tests_part, "training": training_part, "generate": generate_part
+} | COUNTED  # fmt: skip
 
 
 if __name__ == "__main__":

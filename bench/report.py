@@ -4,7 +4,8 @@
     python bench/report.py --check    exit with status 1 if they are not what the results say
 
 The section lies between two comments, `<!-- performance: begin -->` and `<!-- performance: end -->`; that of a GPU
-comes after it, between two of its own, if there are results of one. A result belongs to the benchmark that its name
+comes after it, between two of its own, if there are results of one, and what is counted rather than measured, by
+`python bench/gpu_parts.py traffic`, between two others. A result belongs to the benchmark that its name
 begins with: results/train_step-numpy.json is of train_step.py, results/train_step-gpu-NAME.json the same on a GPU.
 """
 
@@ -20,6 +21,13 @@ RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 NOT_MEASURED = "–"  # torch's, where ours ran alone
 GPU_BEGIN, GPU_END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+COUNTED_BEGIN, COUNTED_END = "<!-- counted: begin -->", "<!-- counted: end -->"
+# Bytes per second of a card's memory, and FLOP per second of dense bfloat16 products summed in float32: NVIDIA's data
+# sheet of the H200 SXM (which says 1,979 TFLOP/s with sparsity), and its white paper on the Ada GPU architecture, 2.02,
+# appendix A, of the GeForce RTX 4090.
+CARDS = {"H200": (4.8e12, 989e12), "RTX 4090": (1.008e12, 165.2e12)}
+PRODUCTS = "products (cuBLAS)"
+SMALL = 1e-3  # of all bytes: kernels that move less are put together
 
 
 def main() -> None:
@@ -27,20 +35,26 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if it would change")
     args = parser.parse_args()
     old = README.read_text(encoding="utf-8")
-    new = with_gpu_section(with_section(old, performance(RESULTS)), gpu_performance(RESULTS))
+    new = rewritten(old, RESULTS)
     if not args.check:
         README.write_text(new, encoding="utf-8")
     elif new != old:
         sys.exit("bench/README.md differs from bench/results: run python bench/report.py")
 
 
-def with_section(readme: str, section: str) -> str:
+def rewritten(readme: str, results: Path) -> str:
+    """The readme with the sections that these results make."""
+    readme = with_gpu_section(with_section(readme, performance(results)), gpu_performance(results))
+    return with_section(readme, counted(results), COUNTED_BEGIN, COUNTED_END)
+
+
+def with_section(readme: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """The readme with this text between the two comments."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"bench/README.md must have the line {BEGIN} and after it {END}")
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+    before, found, rest = readme.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        sys.exit(f"bench/README.md must have the line {begin} and after it {end}")
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 
 def with_gpu_section(readme: str, section: str) -> str:
@@ -191,6 +205,96 @@ def gpu_training(files: list[dict]) -> str:
     return table("Whole runs of `train.py`, evaluations and checkpoints included:", header, rows)
 
 
+def counted(results: Path) -> str:
+    """What is counted, not measured."""
+    parts = []
+    for name, describe in COUNTED_TABLES.items():
+        path = results / f"{name}.json"
+        parts += [describe([json.loads(path.read_text(encoding="utf-8"))])] if path.exists() else []
+    return "\n\n".join(parts)
+
+
+def traffic(files: list[dict]) -> str:
+    caption = (
+        "What a step moves, kernel by kernel (`python bench/gpu_parts.py traffic`; `traffic.py` says how one knows)."
+        " Moved: the bytes that memory must move if no cache misses anything twice. Asked: what a kernel's loads and"
+        " stores ask the caches for, to each of those bytes, in a step of 1,024 tokens; a kernel that goes through all"
+        " tokens for each asks for more of more. The times are bounds, no prediction: a kernel's bytes at the card's"
+        " bandwidth or its FLOP at the card's peak, whichever takes longer, with "
+    )
+    caption += ", and ".join(f"{b / 1e12:g} TB/s and {p / 1e12:g} TFLOP/s for the {c}" for c, (b, p) in CARDS.items())
+    return "\n\n".join([wrap(f"{caption}."), *(traffic_of(row) for row in rows_of(files))])
+
+
+def traffic_of(result: dict, before: dict | None = None) -> str:
+    """The tables of one shape; before: an earlier result of it."""
+    rows, was = summed(result["kernels"]), {row["kernel"]: row for row in summed(before["kernels"])} if before else None
+    header = "kernel | launches | moved | asked | FLOP" + "".join(f" | {card}" for card in CARDS)
+    outside, least = rows[-2]["bytes"], sum(result["least"].values())
+    caption = (
+        f"The least possible outside the products of `{result['preset']}`, of which a step moves {outside / least:.2f}"
+        " times as much:"
+    )
+    parts = [
+        f"{part} | {millions(size)} MB" for part, size in (result["least"] | {"all but the products": least}).items()
+    ]
+    if was is not None:
+        header += " | moved before"
+    cells = [traffic_row(row) + ("" if was is None else f" | {moved(was.get(row['kernel']))}") for row in rows]
+    shape = f"`{result['preset']}`: {result['shape']}."
+    return "\n\n".join([table(shape, header, cells), table(caption, "part | bytes", parts)])
+
+
+def traffic_row(row: dict) -> str:
+    ours = not row["kernel"].startswith(("CuPy", PRODUCTS, "a step"))
+    asked = f"{row['asked'] / row['bytes']:.1f}x" if ours and row["bytes"] else NOT_MEASURED
+    flop = f"{row['flop'] / 1e9:,.0f} G" if row["flop"] else NOT_MEASURED
+    times = " | ".join(f"{1e6 * row[card]:,.0f} us" for card in CARDS)
+    return f"{row['kernel']} | {row['launches']} | {moved(row)} | {asked} | {flop} | {times}"
+
+
+def summed(kernels: list[dict]) -> list[dict]:
+    """The rows of a table: those that move least as one, the last two what there is in all."""
+    every = sum(row["bytes"] for row in kernels)
+    large, small = ([row for row in kernels if (row["bytes"] < SMALL * every) == few] for few in (False, True))
+    groups = {"others, together": small, "all but the products": [r for r in kernels if r["kernel"] != PRODUCTS]}
+    groups |= {"a step": kernels}
+    return [added(row["kernel"], [row]) for row in large] + [added(name, rows) for name, rows in groups.items()]
+
+
+def added(name: str, rows: list[dict]) -> dict:
+    """The sum of these rows, and the seconds that each card needs for them one after the other."""
+    total = {"kernel": name} | {key: sum(row[key] for row in rows) for key in ("launches", "bytes", "asked", "flop")}
+    for card, (bandwidth, peak) in CARDS.items():
+        total[card] = sum(max(row["bytes"] / bandwidth, row["flop"] / peak) for row in rows)
+    return total
+
+
+def moved(row: dict | None) -> str:
+    return f"{millions(row['bytes'])} MB" if row else NOT_MEASURED
+
+
+def millions(size: float) -> str:
+    return f"{size / 1e6:,.1f}"
+
+
+def occupancy(files: list[dict]) -> str:
+    rows = []
+    for row in rows_of(files):
+        cells = [f"`{row['kernel']}`", row["threads"]]
+        for sm in ("80", "89", "90"):
+            found = row[sm]
+            cells += [found["registers"], f"{found['shared']:,}", f"{found['occupancy']:.0%}"]
+        rows.append(" | ".join(map(str, cells)))
+    header = "kernel | threads" + "".join(f" | sm_{sm}: registers | shared bytes | occupancy" for sm in (80, 89, 90))
+    return table(
+        "Registers of a thread and shared memory of a block, as nvcc compiles the kernels of both steps, and the share"
+        " of a multiprocessor's warps that they allow (`python bench/gpu_parts.py occupancy`):",
+        header,
+        rows,
+    )
+
+
 def text(files: list[dict]) -> str:
     rows = [
         f"{r['megabytes']:,} MB | {r['tokenizer']} | {r['read_s']:.2f} s, {r['megabytes'] / r['read_s']:.0f} MB/s"
@@ -214,6 +318,7 @@ TABLES = {
     "startup": startup,
     "text": text,
 }
+COUNTED_TABLES = {"traffic": traffic, "occupancy": occupancy}
 GPU_TABLES = {
     "train_step": gpu_train_step, "generate": gpu_generate, "agreement": gpu_agreement, "training": gpu_training
 }  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 
 import gpu
 import gpu_parts
@@ -12,10 +13,12 @@ import gradcheck_study
 import kernel_profile
 import memory
 import numpy as np
+import occupancy
 import ops
 import pytest
 import report
 import torch
+import traffic
 import train_step
 import turns
 from tolerances import assert_close
@@ -68,6 +71,19 @@ GPU_RESULTS = {
     "agreement-gpu": [{"preset": "tiny", "how": "bfloat16", "steps": 20, "difference": 0.00123}],
     "training-gpu-tiny": [WHAT | {"text": "tinyshakespeare", "steps": 5000, "seconds": 30.2, "best_val_loss": 1.47}],
 }
+TRAFFIC = {
+    "preset": "tiny",
+    "shape": "two tokens",
+    "kernels": [
+        {"kernel": "layer_norm", "launches": 2, "bytes": 4_800_000_000, "asked": 9_600_000_000, "flop": 0},
+        {"kernel": report.PRODUCTS, "launches": 3, "bytes": 480_000_000, "asked": 0, "flop": 1_978_000_000_000},
+        {"kernel": "CuPy add", "launches": 9, "bytes": 100_000, "asked": 100_000, "flop": 0},
+    ],
+    "least": {"norms": 2_000_000_000, "the rest": 400_000_000},
+}
+OCCUPANCY = {"kernel": "f", "threads": 128, "dynamic": 0} | {
+    sm: {"registers": 40, "shared": 1024, "occupancy": share} for sm, share in (("80", 0.75), ("89", 0.5), ("90", 1.0))
+}
 TINY = Config(
     GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=2, n_embd=16),
     TrainConfig(preset="tiny", batch_size=4, eval_iters=2, learning_rate=1e-2, weight_decay=0.1, grad_clip=0.5),
@@ -110,8 +126,7 @@ def runtime(device, monkeypatch):
 
 def test_readme_says_what_the_committed_results_say():
     readme = report.README.read_text(encoding="utf-8")
-    with_cpu = report.with_section(readme, report.performance(report.RESULTS))
-    assert readme == report.with_gpu_section(with_cpu, report.gpu_performance(report.RESULTS))
+    assert readme == report.rewritten(readme, report.RESULTS)
 
 
 def test_every_figure_of_the_readme_is_in_the_tables():
@@ -127,6 +142,7 @@ def test_every_committed_result_is_reported():
     known = {path for kind in report.TABLES for path in report.RESULTS.glob(f"{kind}*.json")}
     known |= {path for kind in (*report.GPU_TABLES, "profile") for path in report.RESULTS.glob(f"{kind}-gpu*.json")}
     known |= {report.RESULTS / f"{name}.json" for name in ("gradcheck", "faults")}  # which print tables of their own
+    known |= {report.RESULTS / f"{name}.json" for name in report.COUNTED_TABLES}
     assert known == set(report.RESULTS.glob("*.json"))
 
 
@@ -185,12 +201,13 @@ def test_the_command_checks_and_rewrites(results, monkeypatch):
         return readme.read_text()
 
     readme = results / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    after = f"after\n{report.COUNTED_BEGIN}\n\n{report.COUNTED_END}\n"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\n{after}")
     monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report, "RESULTS", results)
     with pytest.raises(SystemExit, match="run python bench/report.py"):
         run("--check")
-    written = f"before\n{report.BEGIN}\n{report.performance(results)}\n{report.END}\nafter\n"
+    written = f"before\n{report.BEGIN}\n{report.performance(results)}\n{report.END}\n{after}"
     assert run() == written
     assert run("--check") == written
 
@@ -227,6 +244,33 @@ def test_the_gpus_section_comes_and_goes():
     assert f"{report.END}\n\n{report.GPU_BEGIN}\none\n{report.GPU_END}\n\nafter\n" in with_one
     assert report.with_gpu_section(with_one, "two") == with_one.replace("one", "two")
     assert report.with_gpu_section(with_one, "") == readme
+
+
+def test_what_is_counted_is_shown(tmp_path):
+    assert report.counted(tmp_path) == ""
+    for name, row in (("traffic", TRAFFIC), ("occupancy", OCCUPANCY)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [row]}))
+    assert_shown(
+        report.counted(tmp_path),
+        3,
+        "| layer_norm | 2 | 4,800.0 MB | 2.0x | – | 1,000 us | 4,762 us |",
+        "| products (cuBLAS) | 3 | 480.0 MB | – | 1,978 G | 2,000 us | 11,973 us |",
+        "| others, together | 9 | 0.1 MB | 1.0x | – | 0 us | 0 us |",
+        "| all but the products | 11 | 4,800.1 MB | 2.0x | – | 1,000 us | 4,762 us |",
+        "| a step | 14 | 5,280.1 MB | – | 1,978 G | 3,000 us | 16,735 us |",
+        "| all but the products | 2,400.0 MB |",
+        "| `f` | 128 | 40 | 1,024 | 75% | 40 | 1,024 | 50% | 40 | 1,024 | 100% |",
+    )
+    before = TRAFFIC | {"kernels": TRAFFIC["kernels"][:2]}
+    lines = report.traffic_of(TRAFFIC, before).splitlines()
+    assert [line.split(" | ")[-1] for line in lines[4:9]] == [
+        "4,800.0 MB |",
+        "480.0 MB |",
+        "0.0 MB |",
+        "4,800.0 MB |",
+        "5,280.0 MB |",
+    ]
+    assert "of which a step moves 2.00 times as much:" in "\n".join(lines)
 
 
 @pytest.mark.parametrize("readme", ["", report.BEGIN, f"{report.END}\n{report.BEGIN}"])
@@ -452,12 +496,40 @@ def test_parts_run_one_after_the_other_whatever_becomes_of_them(tmp_path, capfd)
 def test_every_part_ends_in_a_sentence_where_there_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(tensorlite.backends, "_by_name", {"numpy": tensorlite.get_backend("numpy")})
     monkeypatch.setitem(sys.modules, "cupy", None)
-    commands = [(gpu_parts, part) for part in gpu_parts.PARTS]
+    commands = [(gpu_parts, part) for part in gpu_parts.PARTS if part not in gpu_parts.COUNTED]
     commands += [(kernel_profile, "nanogpt-cpu", *option) for option in ((), ("--ncu",), ("--one-step",))]
     for script, *arguments in commands:
         said = run_script(script, monkeypatch, *arguments, "--out", tmp_path)
         assert "cannot import CuPy" in said, arguments
         assert "\n" not in said
+
+
+def test_the_counting_parts_need_none(monkeypatch, tmp_path, capsys, device):
+    monkeypatch.setattr(traffic, "PRESETS", ["tiny"])
+    monkeypatch.setattr(gpu_parts, "preset_config", lambda preset: Config(replace(TINY.gpt, n_embd=64), TINY.train))
+    monkeypatch.setattr(traffic, "traced_shape", lambda config: config)
+    monkeypatch.setattr(occupancy, "resources", lambda nvcc, code, options: AnyKernel())
+    monkeypatch.setattr(occupancy.shutil, "which", lambda name: name)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for part, said in (
+        ("traffic", "| moved before |"),
+        ("traffic", "| moved before |"),
+        ("occupancy", "| `layer_norm` |"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["gpu_parts.py", part, "--out", str(tmp_path)])
+        before = (tmp_path / f"{part}.json").exists()
+        gpu_parts.main()
+        assert (said in capsys.readouterr().out) == (before or part == "occupancy")
+    kernels = {row["kernel"] for row in json.loads((tmp_path / "traffic.json").read_text())["results"][0]["kernels"]}
+    assert {"flash_attention", "adamw_step", report.PRODUCTS} < kernels
+    report.counted(tmp_path)
+
+
+class AnyKernel(dict):
+    """What nvcc says of one, whichever it is."""
+
+    def __missing__(self, name):
+        return dict.fromkeys(occupancy.MULTIPROCESSORS, (32, 0))
 
 
 def test_the_parts_are_chosen_by_the_beginnings_of_their_names(monkeypatch, tmp_path):

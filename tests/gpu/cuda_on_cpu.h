@@ -193,12 +193,100 @@ CUDA_ON_CPU_STATE Machine machine;
     __builtin_unreachable();
 }
 
+// -- a trace of what a kernel asks of memory: g++ -fsanitize=thread calls __tsan_read4 and the like at each access that
+// other threads might see, and nothing else of that sanitizer is here --
+
+struct Trace {
+    uint64_t* first;    // of the sectors asked for: an address in each, with the highest bit set where it is written
+    uint64_t count, room, products;  // products: of the tensor cores, a warp's each
+};
+extern "C" __attribute__((visibility("default"))) Trace cuda_on_cpu_trace;
+__attribute__((section("cuda_on_cpu"))) Trace cuda_on_cpu_trace;
+
+#ifdef __SANITIZE_THREAD__
+#define CUDA_ON_CPU_UNTRACED __attribute__((no_sanitize("thread")))  // also where most time goes by
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[];
+
+constexpr size_t SECTOR = 32;    // bytes, the least that caches and memory move
+constexpr size_t NOTES = 1 << 16;  // as many as fit the processor's cache: a block makes some thousands
+constexpr unsigned RECENT = 32;  // accesses of a thread
+
+struct Note { uint64_t key; uint32_t block, times; };
+struct Past { uint64_t end[RECENT]; unsigned next; };  // of its latest accesses, with the bit of those that write
+CUDA_ON_CPU_STATE Note* notes;  // of the current block: by instruction and thread, or by request of a warp and sector
+CUDA_ON_CPU_STATE Past past[MAX_THREADS];
+CUDA_ON_CPU_STATE uint32_t noted, noted_blocks = 1;
+
+// How often this has been noted in the block before. Different things have different keys, but for a chance of 2^-64.
+CUDA_ON_CPU_UNTRACED inline uint32_t note(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+    const uint64_t parts[] = {a, b, c, d};
+    uint64_t key = 0;
+    for (uint64_t part : parts) key = (key ^ part) * 0x9E3779B97F4A7C15u, key ^= key >> 29;
+    for (size_t i = key % NOTES;; i = (i + 1) % NOTES) {
+        Note& n = notes[i];
+        if (n.block != noted_blocks) {
+            if (++noted == NOTES) fail(machine.current, 0, "a block asks for too much memory to be traced");
+            n = {key, noted_blocks, 0};
+        }
+        if (n.key == key) return n.times++;
+    }
+}
+
+// A warp's instruction asks once for each sector that its lanes touch. What is the emulator's, or in shared memory, does
+// not count; nor does the next item of a pack of 16 bytes, which are one load or store on a GPU.
+CUDA_ON_CPU_UNTRACED inline void trace(const void* address, size_t size, uint64_t write, void* place) {
+    const Machine& m = machine;
+    const char* p = (const char*)address;
+    Trace& t = cuda_on_cpu_trace;
+    if (!t.first || !notes || (p >= __ehdr_start && p < _end) || (p >= m.dynamic && p < m.dynamic + m.dynamic_size) ||
+        (p >= m.memory && p < m.memory + MAX_THREADS * (COPIES + STACK)))
+        return;
+    const uint64_t at = (uint64_t)p, flag = write << 63;
+    const uint32_t turn = note((uint64_t)place, m.current, 0, ~0ull);
+    Past& own = past[m.current];
+    bool more = false;
+    for (unsigned i = 0; i < RECENT && at % 16; i++) more |= own.end[i] == (at | flag);
+    own.end[own.next++ % RECENT] = (at + size) | flag;
+    if (more) return;
+    for (uint64_t sector = at / SECTOR; sector <= (at + size - 1) / SECTOR; sector++)
+        if (!note((uint64_t)place, m.current / LANES, turn, sector)) {
+            if (t.count < t.room) t.first[t.count] = (sector > at / SECTOR ? sector * SECTOR : at) | flag;
+            t.count++;
+        }
+}
+
+#define CUDA_ON_CPU_TRACED(name, ...)                                                             \
+    extern "C" __attribute__((visibility("hidden"), used, noinline)) CUDA_ON_CPU_UNTRACED inline  \
+    void __tsan_##name(void* address __VA_ARGS__)
+#define CUDA_ON_CPU_TRACED_OF(size)                                                               \
+    CUDA_ON_CPU_TRACED(read##size) { trace(address, size, 0, __builtin_return_address(0)); }      \
+    CUDA_ON_CPU_TRACED(write##size) { trace(address, size, 1, __builtin_return_address(0)); }     \
+    CUDA_ON_CPU_TRACED(unaligned_read##size) { trace(address, size, 0, __builtin_return_address(0)); }   \
+    CUDA_ON_CPU_TRACED(unaligned_write##size) { trace(address, size, 1, __builtin_return_address(0)); }
+CUDA_ON_CPU_TRACED_OF(1) CUDA_ON_CPU_TRACED_OF(2) CUDA_ON_CPU_TRACED_OF(4) CUDA_ON_CPU_TRACED_OF(8)
+CUDA_ON_CPU_TRACED_OF(16)
+CUDA_ON_CPU_TRACED(read_range, , size_t size) { trace(address, size, 0, __builtin_return_address(0)); }
+CUDA_ON_CPU_TRACED(write_range, , size_t size) { trace(address, size, 1, __builtin_return_address(0)); }
+CUDA_ON_CPU_TRACED(func_entry) {}
+CUDA_ON_CPU_TRACED(vptr_update, , void*) {}
+extern "C" __attribute__((visibility("hidden"), used)) inline void __tsan_func_exit() {}
+extern "C" __attribute__((visibility("hidden"), used)) inline void __tsan_init() {}
+
+CUDA_ON_CPU_UNTRACED inline void begin_traced_block() {
+    noted = 0, noted_blocks++;
+    for (Past& own : past) own = {};
+}
+#else
+#define CUDA_ON_CPU_UNTRACED
+inline void begin_traced_block() {}
+#endif
+
 // -- the scheduler --
 
-inline Warp& current_warp() { return machine.warp[machine.current / LANES]; }
-inline unsigned current_lane() { return machine.current % LANES; }
+CUDA_ON_CPU_UNTRACED inline Warp& current_warp() { return machine.warp[machine.current / LANES]; }
+CUDA_ON_CPU_UNTRACED inline unsigned current_lane() { return machine.current % LANES; }
 
-inline void wake(unsigned warp, unsigned lanes) {
+CUDA_ON_CPU_UNTRACED inline void wake(unsigned warp, unsigned lanes) {
     machine.warp[warp].ready |= lanes;
     if (lanes) machine.ready_warps |= 1u << warp;
 }
@@ -217,13 +305,13 @@ inline void wake(unsigned warp, unsigned lanes) {
 }
 
 // The element of a set that comes first when one begins at `from` and goes round.
-inline unsigned pick(unsigned set, unsigned from) {
+CUDA_ON_CPU_UNTRACED inline unsigned pick(unsigned set, unsigned from) {
     unsigned turned = from ? set >> from | set << (LANES - from) : set;
     return (__builtin_ctz(turned) + from) % LANES;
 }
 
 // Which thread is to go on.
-inline unsigned choose() {
+CUDA_ON_CPU_UNTRACED inline unsigned choose() {
     Machine& m = machine;
     if (!m.ready_warps) deadlock();
     unsigned w, lane;
@@ -262,7 +350,7 @@ inline Fiber* free_fiber() {
 }
 
 // Makes `thread` the current one, on its own fiber or, where it has none yet, on `fiber` or a free one.
-inline Fiber& enter(unsigned thread, Fiber* fiber = nullptr) {
+CUDA_ON_CPU_UNTRACED inline Fiber& enter(unsigned thread, Fiber* fiber = nullptr) {
     Machine& m = machine;
     m.current = thread;
     threadIdx = m.index[thread];
@@ -274,7 +362,7 @@ inline Fiber& enter(unsigned thread, Fiber* fiber = nullptr) {
 }
 
 // Lets another thread run, until this one is chosen again.
-__attribute__((noinline)) inline void pause() {
+__attribute__((noinline)) CUDA_ON_CPU_UNTRACED inline void pause() {
     Machine& m = machine;
     unsigned self = m.current, next = choose();
     if (next != self) switch_context(m.fiber[self]->context, enter(next).context);
@@ -290,7 +378,7 @@ inline void release_barrier() {
 }
 
 // All of these lanes have come.
-inline void finish_meeting(Warp& warp, unsigned lanes) {
+CUDA_ON_CPU_UNTRACED inline void finish_meeting(Warp& warp, unsigned lanes) {
     unsigned w = &warp - machine.warp, first = __builtin_ctz(lanes);
     for (unsigned i = first; i < LANES; i++) {
         if (!(lanes >> i & 1)) continue;
@@ -307,7 +395,7 @@ inline void finish_meeting(Warp& warp, unsigned lanes) {
 }
 
 // Waits for the other lanes of the mask. The last to come does the work of all.
-inline void meet(unsigned mask, int line, Work work, void* operand) {
+CUDA_ON_CPU_UNTRACED inline void meet(unsigned mask, int line, Work work, void* operand) {
     Warp& warp = current_warp();
     unsigned lane = current_lane(), needed = mask & warp.lanes, ended = needed & ~warp.alive;
     if (!(mask >> lane & 1)) fail(machine.current, line, "lane %u is not in its own mask 0x%08x", lane, mask);
@@ -372,6 +460,7 @@ inline void run_block() {
     }
     memset(__bss_start, 0xff, _end - __bss_start);  // NaN
     memset(m.dynamic, 0xff, m.dynamic_size);
+    begin_traced_block();
     switch_context(m.host, enter(choose()).context);
 }
 
@@ -481,6 +570,9 @@ inline const char* run(const Launch& launch, void (*kernel)(const Slot*), unsign
         if (!m.memory || !dynamic) return "0:no memory for the threads' stacks";
         dynamic_end = dynamic + (MAX_SHARED + GUARD) / GUARD * GUARD;
         mprotect(dynamic_end, GUARD, PROT_NONE);
+#ifdef __SANITIZE_THREAD__
+        notes = (Note*)reserve(NOTES * sizeof(Note));
+#endif
     }
     if (m.failed) {  // what the threads of that launch left behind
         m.failed = false;
@@ -550,7 +642,7 @@ template <class... P, void (*function)(P...)> struct Kernel<function> {
         return all;
     }();
 
-    template <size_t... I> static void call(const Slot* slots, std::index_sequence<I...>) {
+    template <size_t... I> CUDA_ON_CPU_UNTRACED static void call(const Slot* slots, std::index_sequence<I...>) {
         function(*(const std::remove_cv_t<P>*)&slots[I]...);
     }
     static void body(const Slot* slots) { call(slots, std::index_sequence_for<P...>()); }
@@ -568,7 +660,7 @@ template <class T> struct Shuffle {
     unsigned source;
     int line;
 
-    static void work(Warp& warp, unsigned lanes) {
+    CUDA_ON_CPU_UNTRACED static void work(Warp& warp, unsigned lanes) {
         for (unsigned left = lanes; left; left &= left - 1) {
             unsigned lane = __builtin_ctz(left);
             Shuffle& s = *(Shuffle*)warp.operand[lane];
@@ -623,7 +715,8 @@ struct Mma {
     const unsigned *a, *b;
 
     // Without checks: nearly all the time of a kernel with tensor cores goes by here.
-    __attribute__((no_sanitize("bounds", "alignment"))) static void work(Warp& warp, unsigned) {
+    __attribute__((no_sanitize("bounds", "alignment", "thread"))) static void work(Warp& warp, unsigned) {
+        cuda_on_cpu_trace.products++;
         unsigned bits_a[16 * 16], bits_b[16 * 8];
         float a[16 * 16], b[16 * 8], d[16 * 8];
         for (unsigned lane = 0; lane < LANES; lane++) {

@@ -41,6 +41,9 @@ COMPILE = [
     "-fmax-errors=5",
     "-DCUDA_ON_CPU",
 ]
+TRACED = "-DCUDA_ON_CPU_TRACE"  # an option of a Module whose kernels are traced
+# Whose calls are caught by cuda_on_cpu.h. Accesses stay one by one, as the kernel has them.
+TRACE = ["-fsanitize=thread", "-fno-tree-vectorize"]
 GARBAGE = "-ftrivial-auto-var-init=pattern"  # what local variables begin as, where g++ has it: from version 12 on
 LINK = ["-shared", "-nostartfiles"]  # without start files there is no zero-initialised memory but the kernels' own
 
@@ -75,6 +78,8 @@ class Module:
         self.names = [name for name, *_ in kernels]
         lines = code.splitlines()
         self._functions = {name: Function(library, name, parameters, lines) for name, *parameters in kernels}
+        for function in self._functions.values():
+            function.source = code, options
 
     def get_function(self, name: str):
         """The kernel of that name, called as CuPy's: kernel(grid, block, args, *, shared_mem=0)."""
@@ -83,8 +88,13 @@ class Module:
         return self._functions[name]
 
 
+MOST_REQUESTS = 1 << 27  # of a launch that is traced; the memory is taken as it is filled
+
+
 class Function:
-    """A kernel, to be called."""
+    """A kernel, to be called. source: the code and the options of its module."""
+
+    source: tuple[str, tuple[str, ...]]
 
     def __init__(self, library: ctypes.PyDLL, name: str, parameters: list[str], lines: list[str]):
         self.name = name
@@ -99,6 +109,25 @@ class Function:
         self._launch = library[f"launch_{name}"]
         self._launch.restype = ctypes.c_char_p
         self._launch.argtypes = (ctypes.c_char_p,)
+        self._trace = (ctypes.c_uint64 * 4).in_dll(library, "cuda_on_cpu_trace")
+
+    def trace(self, *args, **kwargs) -> tuple[np.ndarray, int]:
+        """The same call, by a build that notes what it asks of memory: an address in each sector of 32 bytes, once for
+        each instruction of a warp, with the highest bit set where it is written. And how many products of tensor cores
+        there were, (16, 8) += (16, 16) (16, 8) each."""
+        code, options = self.source
+        twin = Module(code, (*options, TRACED)).get_function(self.name)
+        twin.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
+        room = np.empty(MOST_REQUESTS, np.uint64)
+        twin._trace[:] = room.ctypes.data, 0, len(room), 0
+        try:
+            twin(*args, **kwargs)
+        finally:
+            twin._trace[0] = 0
+        _, count, _, products = twin._trace
+        if count > len(room):
+            raise KernelError(f"{self.name}: asks {count} times for memory, more than a trace has room for")
+        return room[:count].copy(), products
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
         if len(args) != len(self._parameters):
@@ -217,7 +246,7 @@ def _library(code: str, defines: tuple[str, ...]) -> ctypes.PyDLL:
     """The compiled source. PyDLL holds Python's lock: no two threads may run the same module's kernels at once."""
     if GXX is None:
         raise RuntimeError(MISSING)
-    text = "\0".join((code, HEADER.read_text(), *defines, *_compile_flags(), *LINK, KERNEL.pattern))
+    text = "\0".join((code, HEADER.read_text(), *defines, *_compile_flags(), *TRACE, *LINK, KERNEL.pattern))
     folder = _folder()
     library = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
     if not library.exists():
@@ -256,7 +285,8 @@ def _compile(code: str, defines: tuple[str, ...], folder: Path) -> Path:
         f'extern "C" __attribute__((visibility("default"))) const char* const cuda_on_cpu_kernels = "{found}";'
     )
     source.write_text("\n".join((f'#include "{HEADER}"', '#line 1 "kernels.cu"', code, *exports, "")))
-    _run(*_compile_flags(), *defines, "-c", str(source), "-o", str(compiled))
+    trace = TRACE if TRACED in defines else []
+    _run(*_compile_flags(), *trace, *defines, "-c", str(source), "-o", str(compiled))
     _run(*LINK, str(compiled), "-o", str(library))
     return library
 

@@ -139,7 +139,8 @@ def _product(
         result = alpha * (_operand(x, compute) @ _operand(y, compute))
         z[...] = result if beta == 0 else result + beta * z.astype(result.dtype)  # with beta 0, C is never read
 
-    strict_cuda.launch(name, compute_it, [x, y, z])
+    ways, flop = "rrw" if beta == 0 else "rrb", 2 * m * n * k * count
+    strict_cuda.launch(name, compute_it, [x, y, z], ways=ways, flop=flop)
 
 
 def _matrices(what, pointer, type_number, rows, columns, ld, stride, count):

@@ -4,6 +4,8 @@
     memory     every allocation has guard bytes round it, which a kernel that writes beside its arrays destroys
     launches   everything that would run on the device goes through `launch`, which `logged` lists: its name, and the
                shape, dtype and allocation of each array. Two steps with one log can be captured once and replayed.
+    counting   `recorded` lists them with what each reads and writes, and runs no kernel and no product: a step at a
+               shape that is too large to be computed here
     streams    an array that was last used on another stream, for whose work this one has not waited, is an error
     copies     from the host read pinned memory, which nobody may write to or give back before they are known to be over
     graphs     what is launched between begin_capture and end_capture is done, so that the code can go on, then undone,
@@ -23,6 +25,7 @@ import math
 import time
 import types
 import weakref
+from typing import NamedTuple
 
 import cuda_on_cpu
 import numpy as np
@@ -80,18 +83,20 @@ _addresses: list[int] = []  # of the above, in order
 
 
 def allocate(shape, dtype) -> np.ndarray:
-    """New memory for an array: every byte 0xFF, as NaN is in every float."""
+    """New memory for an array: every byte 0xFF, as NaN is in every float. While launches are recorded it is zeros,
+    which take none until they are written to."""
     if _capturing is not None and _allocator is None:
         raise MisuseError("memory from the common pool while capturing: it would be given to others between launches")
     dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     malloc = _allocator or common_pool.malloc
-    raw, block = np.empty(size + 2 * GUARD + 64, np.uint8), malloc(size)
+    raw, block = np.zeros(size + 2 * GUARD + 64, np.uint8), malloc(size)
     weakref.finalize(raw, malloc.__self__.free, block)
     start = -raw.ctypes.data % 64
     owner = raw[start : start + size + 2 * GUARD]
     owner[:GUARD] = owner[GUARD + size :] = PATTERN
-    owner[GUARD : GUARD + size] = 0xFF
+    if _recorded is None:
+        owner[GUARD : GUARD + size] = 0xFF
     address = owner.ctypes.data
     _memory[address] = weakref.ref(raw, lambda _: _forget(address)), next(_serials), size
     bisect.insort(_addresses, address)
@@ -160,9 +165,57 @@ def logged():
         _log = None
 
 
-def launch(name: str, function, arrays, done: bool = False) -> None:
-    """Do function(), which works on these arrays. done: the caller has; it is for a graph to do it again."""
+class Launch(NamedTuple):
+    """One that was recorded."""
+
+    name: str
+    arrays: list[np.ndarray]
+    ways: str  # of each array: r, it is read, w, written, or b, both; of a kernel of ours, a trace tells
+    flop: int
+    kernel: "tuple[cuda_on_cpu.Function, int, int] | None"  # of ours; threads of a block, bytes of shared memory
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recorded():
+    """A list of all that is launched within, for a count of what it moves. No kernel and no product is run, and what
+    they would have made is zeros."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+_trace = None
+
+
+@contextlib.contextmanager
+def traced(tell):
+    """Within it each of our kernels is traced: tell(name, arrays, requests, products) hears what cuda_on_cpu's
+    Function.trace gives."""
+    global _trace
+    _trace = tell
+    try:
+        yield
+    finally:
+        _trace = None
+
+
+def is_recording() -> bool:
+    return _recorded is not None
+
+
+def launch(name: str, function, arrays, done: bool = False, ways: str = "", flop: int = 0, kernel=None) -> None:
+    """Do function(), which works on these arrays. done: the caller has; it is for a graph to do it again. ways, flop
+    and kernel are a Launch's: unless told otherwise, the last array is written and the others are read."""
     use(name, arrays)
+    if _recorded is not None:
+        _recorded.append(Launch(name, list(arrays), ways or "r" * (len(arrays) - 1) + "w", flop, kernel))
+        done = True
     if _capturing is not None:
         if _current is not _capturing_stream:
             raise MisuseError(f"{name} is launched on another stream than the one captured")
@@ -516,7 +569,10 @@ class RawKernel:
         self._kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
 
         def run():
-            self._kernel(grid, block, values, shared_mem=shared_mem)
+            if _trace is None:
+                self._kernel(grid, block, values, shared_mem=shared_mem)
+            else:
+                _trace(self.name, arrays, *self._kernel.trace(grid, block, values, shared_mem=shared_mem))
             _check_guards(self.name, arrays)
 
-        launch(self.name, run, arrays)
+        launch(self.name, run, arrays, kernel=(self._kernel, math.prod(block), shared_mem))

@@ -74,7 +74,8 @@ def _do(name: str, function, *args, **kwargs):
     args, kwargs = _unwrap(args), _unwrap(kwargs)
     given = _arrays((args, kwargs))
     if out is not None or function in IN_PLACE:
-        launch(name, lambda: function(*args, **kwargs), given)
+        ways = "" if out is not None or name == ".fill()" else "b" + "r" * (len(given) - 1)
+        launch(name, lambda: function(*args, **kwargs), given, ways=ways)
         return out
     result = function(*args, **kwargs)
     if isinstance(result, (list, tuple)):
@@ -168,8 +169,11 @@ class ndarray:  # noqa: N801 - CuPy's name
             places = np.stack([np.ravel(i) for i in np.broadcast_arrays(*arrays)])
             if len(np.unique(places, axis=1).T) != places.shape[1]:
                 raise ValueError("the same index twice in an assignment: CuPy leaves the result undefined")
-        inner, value = self.inner, _unwrap(value)
-        launch("[]=", lambda: inner.__setitem__(index, value), [inner, *_arrays(value)])
+        inner, values = self.inner, _arrays(value := _unwrap(value))
+        where = (slice(None), *index) if isinstance(index, tuple) else (slice(None), index)
+        target = inner if arrays else inner[None][where]  # a view, also of a single element
+        ways = "w" + "r" * len(values)
+        launch("[]=", lambda: inner.__setitem__(index, value), [target, *values], ways=ways)
 
     def __getattr__(self, name):
         if name not in NAMES["ndarray"]:
@@ -194,7 +198,8 @@ def _operator(name: str):
 
     def in_place(self, other):
         inner, other = self.inner, _unwrap(other)
-        launch(name, lambda: function(inner, other), [inner, *_arrays(other)])
+        others = _arrays(other)
+        launch(name, lambda: function(inner, other), [inner, *others], ways="b" + "r" * len(others))
         return self
 
     def operate(self, *others):
@@ -258,7 +263,7 @@ def _array(data, dtype=None, **_):
 
 def _empty(shape, dtype=float, **_):
     array = strict_cuda.allocate(shape, dtype)
-    if array.dtype.kind in "iu":  # 0xFF would be -1, which indexes
+    if array.dtype.kind in "iu" and not strict_cuda.is_recording():  # 0xFF would be -1, which indexes
         array[...] = np.iinfo(array.dtype).max
     return ndarray(array)
 
