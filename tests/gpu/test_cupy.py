@@ -164,6 +164,18 @@ def test_training_with_flash_attention(dropout, cuda):
     np.testing.assert_allclose(half[:12:2], single[:12:2], atol=0.01)
 
 
+def test_bfloat16s_losses_lie_among_those_of_float32s_seeds(cuda):
+    """Over 200 steps, in means of 20: no farther from the seeds' mean than a seed's own are."""
+
+    def curve(backend, seed, dtype=None):
+        numbers, _ = trained(backend, 200, dtype, train=replace(TRAIN, seed=seed))
+        return np.reshape(numbers[:400:2], (10, 20)).mean(axis=1)
+
+    seeds = np.array([curve(get_backend("numpy"), seed) for seed in range(1, 6)])
+    spread = np.abs(seeds - seeds.mean(axis=0)).max()
+    assert np.abs(curve(cuda, 1, "bfloat16") - seeds.mean(axis=0)).max() < spread
+
+
 def test_gradient_accumulation_is_that_of_numpy(cuda):
     config = replace(TRAIN, batch_size=2, gradient_accumulation_steps=3, micro_batch_size=0)
     losses = []
