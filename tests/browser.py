@@ -18,6 +18,7 @@ def started() -> Iterator:
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium and chromedriver, the packages chromium and chromium-driver of Debian")
     from selenium import webdriver  # slow to import
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
@@ -26,7 +27,10 @@ def started() -> Iterator:
         options.add_argument(switch)
     options.add_argument("--window-size=1366,768")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    except WebDriverException as error:
+        pytest.skip(f"Chromium does not start here: {str(error).splitlines()[0]}")
     try:
         yield driver
     finally:
