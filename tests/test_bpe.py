@@ -220,7 +220,7 @@ def test_a_bar_on_a_terminal_if_it_takes_long(ours, monkeypatch):
 
     monkeypatch.setattr(gpt.text.bpe, "PIECE", 50)
     for seconds, terminal in ((0.0, Terminal()), (60.0, Terminal()), (0.0, io.StringIO())):
-        monkeypatch.setattr(gpt.text.bpe, "BAR_SECONDS", seconds)
+        monkeypatch.setattr(gpt.text.stored, "BAR_SECONDS", seconds)
         monkeypatch.setattr(sys, "stderr", terminal)
         ours.encode(PROSE * 20)
         assert ("char/s" in terminal.getvalue()) == (terminal.isatty() and not seconds)

@@ -8,7 +8,7 @@ from test_trainer import DATA, make
 
 from gpt.training.divergence import History, first_not_finite
 from tensorlite import Tensor, record
-from tensorlite.tools import watch
+from tensorlite.tools import profile, watch
 
 FIRST = {
     "transformer.h.0.mlp.c_fc.weight": "transformer.h.0.mlp.c_fc: linear",
@@ -67,10 +67,11 @@ def test_no_warning_before_there_is_a_usual_norm():
     assert not any(history.add(step, 2.0, norm) for step, norm in enumerate([1.0, 1e4, 1e-4, 1e5, 0.0, math.inf]))
 
 
-def test_watching_changes_no_bit():
+@pytest.mark.parametrize("look", [watch, profile])
+def test_looking_on_changes_no_bit(look):
     with make(dropout=0.2) as trainer, make(dropout=0.2) as watched:
         trainer.train_step()
-        with watch(watched.model):
+        with look(watched.model):
             watched.train_step()
         np.testing.assert_array_equal(trainer.flat.data, watched.flat.data)
 

@@ -8,14 +8,14 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from gpt.errors import MissingLibraryError, UserError
 from gpt.files import explained, read_regular
 from gpt.terminal import shortened
-from gpt.text.stored import AnyText, part
+from gpt.text.stored import AnyText, part, with_bar
 from gpt.text.utf8 import encoded
 
 MAX_FILE = 2**25  # bytes of a tokenizer.json: the largest in use have 17 to 34 million
@@ -26,7 +26,6 @@ WORD_END = re.compile(r"\S[ \r\n]")
 # What is learnt from at a time: whole words, but for one longer than this, for which the library takes the square of
 # its length in time.
 LEARNT = re.compile(r".{1,1000}(?<=\S)(?=[ \r\n])|.{1,1000}", re.DOTALL)
-BAR_SECONDS = 3.0  # after which a terminal shows a bar
 SAMPLES, SAMPLE = 8, 1000  # pieces of a text that are tried, and their characters
 
 
@@ -60,7 +59,7 @@ class SubwordTokenizer:
     def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens of `text`, without those that a tokenizer would put at its ends; UserError if there are none."""
         text = str(text)
-        parts = [np.array(self._ids(piece), dtype) for piece in _with_bar(self._pieces(text), len(text))]
+        parts = [np.array(self._ids(piece), dtype) for piece in with_bar(self._pieces(text), len(text))]
         tokens = np.concatenate([np.empty(0, dtype), *parts])
         if text and not len(tokens):
             raise UserError(f"the tokenizer has no token for the text {shortened(repr(text[:50]))}: take another")
@@ -144,7 +143,7 @@ def learn_bpe(text: str, vocab_size: int) -> SubwordTokenizer:
         vocab_size=vocab_size, initial_alphabet=sorted(byte_level.alphabet()), show_progress=False
     )
     pieces = (found[0] for found in LEARNT.finditer(text))
-    new.train_from_iterator(_with_bar(pieces, len(text)), trainer)
+    new.train_from_iterator(with_bar(pieces, len(text)), trainer)
     found = new.get_vocab_size()
     if found < vocab_size:
         raise UserError(
@@ -164,16 +163,6 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
         raise
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"cannot use {path}: {error}; give a tokenizer.json of Hugging Face's") from None
-
-
-def _with_bar(pieces: Iterable[str], total: int) -> Iterator[str]:
-    """The pieces of a text of `total` characters. A terminal shows a bar if they take long."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, delay=BAR_SECONDS, disable=None, unit="char", unit_scale=True) as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(len(piece))
 
 
 @contextlib.contextmanager

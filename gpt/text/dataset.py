@@ -93,10 +93,12 @@ def make_dataset(text: Text, tokenizer: Tokenizer, block_size: int, val_fraction
         digest.update(piece)
 
     def make_split(which: str, characters: AnyText) -> Split:
-        size = raw_size(characters)
-        name = hashlib.sha256(json.dumps([digest.hexdigest(), which, tokenizer.to_dict()]).encode()).hexdigest()
-        make = partial(tokenizer.encode, characters, dtype)
-        tokens = kept(name, np.dtype(dtype), vocab_size, make) if size >= WORTH_IT else make()
+        size, make = raw_size(characters), partial(tokenizer.encode, characters, dtype)
+        if size < WORTH_IT:
+            tokens = make()
+        else:
+            name = hashlib.sha256(json.dumps([digest.hexdigest(), which, tokenizer.to_dict()]).encode()).hexdigest()
+            tokens = kept(name, np.dtype(dtype), vocab_size, make)
         if len(tokens) <= block_size:
             raise UserError(
                 f"the {which} part of {text.name} has {len(tokens)} tokens, but a block of {block_size} needs "

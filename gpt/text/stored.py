@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class _Block(NamedTuple):
 
     def raw(self) -> bytes:
         if self.path is None:
-            return self.text.encode("utf-8", "surrogateescape")
+            return _utf8(self.text)
         with self.path.open("rb") as file:
             file.seek(self.offset)
             raw = file.read(self.size)
@@ -50,7 +50,7 @@ class _Block(NamedTuple):
         if (start, stop) == (0, self.characters):
             return self
         text = self.read()
-        before, size = (len(part.encode("utf-8", "surrogateescape")) for part in (text[:start], text[start:stop]))
+        before, size = len(_utf8(text[:start])), len(_utf8(text[start:stop]))
         text = "" if self.path else text[start:stop]
         return self._replace(characters=stop - start, size=size, offset=self.offset + before, text=text)
 
@@ -97,12 +97,10 @@ class StoredText:
         blocks, symbols = [], frozenset()
         for text in texts:
             if isinstance(text, str):
-                parts = (text[i : i + PIECE] for i in range(0, len(text), PIECE))
-                blocks += [_Block(len(part), _utf8_size(part), text=part) for part in parts]
-                symbols |= set(text)
+                blocks += [_Block(len(piece), len(_utf8(piece)), text=piece) for piece in pieces(text)]
             else:
                 blocks += text._blocks
-                symbols |= text.symbols
+            symbols |= symbols_of(text)
         return cls(blocks, symbols)
 
     def part(self, start: int, stop: int) -> "StoredText":
@@ -141,16 +139,17 @@ def part(text: AnyText, start: int, stop: int) -> AnyText:
     return text[start:stop] if isinstance(text, str) else text.part(start, stop)
 
 
-def pieces(text: AnyText, bar: bool = False) -> Iterator[str]:
-    """A text a piece at a time; bar: a terminal shows how far it has come, if it takes long."""
-    parts = (text[i : i + PIECE] for i in range(0, len(text), PIECE)) if isinstance(text, str) else text.pieces()
-    if not bar:
-        yield from parts
-        return
-    with _bar(len(text), "char") as shown:
+def pieces(text: AnyText) -> Iterator[str]:
+    """A text a piece at a time."""
+    return (text[i : i + PIECE] for i in range(0, len(text), PIECE)) if isinstance(text, str) else text.pieces()
+
+
+def with_bar(parts: Iterable[str], total: int) -> Iterator[str]:
+    """The parts of a text of `total` characters. A terminal shows a bar if they take long."""
+    with _bar(total, "char") as bar:
         for piece in parts:
             yield piece
-            shown.update(len(piece))
+            bar.update(len(piece))
 
 
 def raw_pieces(text: AnyText) -> Iterator[bytes]:
@@ -173,7 +172,7 @@ def symbols_of(text: AnyText) -> set[str] | frozenset[str]:
 def _bar(total: int, unit: str):
     from tqdm import tqdm
 
-    return tqdm(total=total, delay=BAR_SECONDS, disable=None, unit=unit, unit_scale=True, leave=False)
+    return tqdm(total=total, delay=BAR_SECONDS, disable=None, unit=unit, unit_scale=True)
 
 
 def _symbols(text: str) -> set[str]:
@@ -203,5 +202,5 @@ def _decoded(raw: bytes, errors: str, offset: int) -> str:
         raise
 
 
-def _utf8_size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogateescape"))
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt.errors import MissingLibraryError, UserError, shown
 from gpt.text.bpe import SubwordTokenizer, learn_bpe
-from gpt.text.stored import AnyText, part, pieces, raw_pieces, raw_size, symbols_of
+from gpt.text.stored import AnyText, part, pieces, raw_pieces, raw_size, symbols_of, with_bar
 from gpt.text.utf8 import encoded
 
 TOKENIZERS = ("char", "byte", "bpe")
@@ -44,7 +44,7 @@ class CharTokenizer:
     def encode(self, text: AnyText, dtype=np.int64) -> np.ndarray:
         """Tokens, one per code point of `text`; UserError lists the characters without a token."""
         tokens, unknown, start = np.empty(len(text), dtype), set(), 0
-        for piece in pieces(text, bar=True):
+        for piece in with_bar(pieces(text), len(text)):
             points = np.frombuffer(piece.encode(), np.uint8) if piece.isascii() else _code_points(piece, start)
             found = self._tokens.take(points, mode="clip")  # the last of which is -1
             if found.min() < 0:

@@ -93,7 +93,7 @@ def _op(graph: Graph, seen: Seen, around: Box, ids: dict) -> dict:
 
 def _leaf(graph: Graph, leaf: Leaf, around: Box, ids: dict) -> dict:
     tensor = leaf.node.leaf()
-    size = None if tensor is None or tensor.grad is None else Size.of(tensor.grad)
+    size = Size.of_gradient(tensor)
     value = None if tensor is None or tensor.shape else tensor.item()
     name = graph.names.get(leaf.node, "leaf")
     return {

@@ -160,9 +160,8 @@ def _totals(graph: Graph, steps: list[Seen]) -> str:
     reached = dict.fromkeys(p for seen in steps for p in seen.parents if p and p not in graph.makers)
     grads = {}
     for node in reached:
-        leaf = node.leaf()
-        if leaf is not None and leaf.grad is not None:
-            grads[graph.names.get(node, "leaf")] = Size.of(leaf.grad)
+        if size := Size.of_gradient(node.leaf()):
+            grads[graph.names.get(node, "leaf")] = size
     if len(grads) <= FEW:
         return "gradients: " + ", ".join(f"{name} {told(size)}" for name, size in grads.items())
     largest = max(grads, key=lambda name: _norm(grads[name]))

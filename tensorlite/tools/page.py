@@ -14,9 +14,9 @@ _PLACE = re.compile(r"\{\{(title|style|data)\}\}")
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a temporary name first, so that there is never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -1,8 +1,9 @@
 """A profile in the Chrome trace format (Google, "Trace Event Format"), which Perfetto opens."""
 
 import json
-import os
 from pathlib import Path
+
+from tensorlite.tools.page import write_whole
 
 FORWARD, BACKWARD = 1, 2  # numbers of the rows
 _PROCESS = {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "tensorlite.tools.profile"}}
@@ -46,12 +47,4 @@ def _micro(seconds: float) -> float:
 
 def write_trace(profile, path: str | Path) -> None:
     """The file is there as a whole, or as it was."""
-    target = Path(path).absolute()
-    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(trace_text(profile))
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(Path(path), trace_text(profile))

@@ -51,6 +51,11 @@ class Size:
         be = backend_of(array)
         return cls(array.shape, float(be.l2_norm(be.xp.ascontiguousarray(array).reshape(-1))))
 
+    @classmethod
+    def of_gradient(cls, tensor: Tensor | None) -> "Size | None":
+        """Of what a leaf has got, if it is there and has got any."""
+        return None if tensor is None or tensor.grad is None else cls.of(tensor.grad)
+
 
 @dataclass(slots=True, eq=False)
 class Seen:
