@@ -67,6 +67,15 @@ def test_gradients_that_meet_and_sums_over_broadcast_axes_are_told():
     assert "gradients: bias (3,) |g| 20.8, w (3, 3) |g| 36" in text
 
 
+def test_leaves_without_a_name_are_told_one_by_one():
+    kept = leaves(2.0, 3.0)
+    few = explain(kept[0] * kept[1])
+    kept = leaves(*[1.0] * 20)
+    many = explain(sum(kept[1:], kept[0]))
+    assert few.endswith("gradients: leaf 3, leaf 2")
+    assert many.endswith("gradients of 20 leaves: |g| 4.47 in all, the largest leaf 1")
+
+
 def test_a_gpt_is_explained_by_its_modules():
     seen = watched(6)
     folded, opened = explain(seen), explain(seen, depth=9)

@@ -158,12 +158,10 @@ def _group(graph: Graph, call: Call, members: list[Seen]) -> str:
 def _totals(graph: Graph, steps: list[Seen]) -> str:
     """The gradients that the leaves have in the end."""
     reached = dict.fromkeys(p for seen in steps for p in seen.parents if p and p not in graph.makers)
-    grads = {}
-    for node in reached:
-        if size := Size.of_gradient(node.leaf()):
-            grads[graph.names.get(node, "leaf")] = size
+    named = [(graph.names.get(node, "leaf"), Size.of_gradient(node.leaf())) for node in reached]
+    grads = [(name, size) for name, size in named if size]
     if len(grads) <= FEW:
-        return "gradients: " + ", ".join(f"{name} {told(size)}" for name, size in grads.items())
-    largest = max(grads, key=lambda name: _norm(grads[name]))
-    total = math.hypot(*map(_norm, grads.values()))
-    return f"gradients of {len(grads)} leaves: |g| {total:.3g} in all, the largest {largest} {told(grads[largest])}"
+        return "gradients: " + ", ".join(f"{name} {told(size)}" for name, size in grads)
+    name, largest = max(grads, key=lambda pair: _norm(pair[1]))
+    total = math.hypot(*(_norm(size) for _, size in grads))
+    return f"gradients of {len(grads)} leaves: |g| {total:.3g} in all, the largest {name} {told(largest)}"
