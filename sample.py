@@ -24,7 +24,7 @@ from gpt.config import SampleConfig
 from gpt.device import Device, add_device_options
 from gpt.errors import UserError
 from gpt.terminal import SHADES, printable, shaded, shortened, show, warn, write
-from gpt.text.tokenizers import readable
+from gpt.text.tokenizers import readable, with_known_line_ends
 from gpt.training.interrupt import hold_interrupts
 from tensorlite import get_backend
 
@@ -188,7 +188,7 @@ def read_prompt(args: argparse.Namespace, tokenizer) -> str | None:
         return None
     if prompt == "":
         raise UserError("the prompt is empty: give at least one character, or no prompt at all")
-    return prompt if tokenizer.knows("\r") else prompt.replace("\r\n", "\n")
+    return with_known_line_ends(prompt, tokenizer)
 
 
 def refuse_escape(option: str, text: str, tokenizer) -> None:

@@ -20,6 +20,7 @@ from gpt.files import atomic_write, explained, read_regular, try_write
 from gpt.models.kinds import MODEL_KINDS
 from gpt.models.shape import GPTConfig
 from gpt.terminal import printable, say
+from gpt.text.tokenizers import with_known_line_ends
 from gpt.training.initial import load_model
 from tensorlite.tools import watch
 from tensorlite.tools.page import render
@@ -225,7 +226,7 @@ def _read_text(path: Path, tokenizer) -> str:
         text = read_regular(path, MOST_TEXT, follow=True).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     if not text:
         raise UserError(f"{path} is empty: give a file with text")
-    return text if tokenizer.knows("\r") else text.replace("\r\n", "\n")
+    return with_known_line_ends(text, tokenizer)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,11 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def with_known_line_ends(text: str, tokenizer: Tokenizer) -> str:
+    """`text` without the CR of its line ends, for a model that knows none."""
+    return text if tokenizer.knows("\r") else text.replace("\r\n", "\n")
+
+
 def kind_of(name: str) -> str:
     """The kind of the tokenizer that the setting `tokenizer` names; UserError if it names none."""
     if name not in TOKENIZERS and not name.endswith(FILE):
