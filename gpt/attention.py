@@ -52,8 +52,10 @@ def main() -> int:
 
 
 def check_attention(checkpoint: Checkpoint) -> None:
-    """UserError for a model that looks at nothing."""
+    """UserError for a model that looks at nothing, or whose heads do so each by itself."""
     kind = MODEL_KINDS[checkpoint.config.train.model]
+    if not kind.packed:
+        raise UserError(f"the page reads a GPT's heads, which are computed at once, and not those of a {kind.noun}")
     if not kind.num_layers(checkpoint.config.gpt):
         raise UserError(f"a {kind.noun} has no attention to show: take a run of another preset")
 

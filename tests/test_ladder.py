@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from scripts import ROOT, TEXT, assert_same_run, run
+from scripts import ROOT, TEXT, assert_complaint, assert_same_run, run
 from test_cupy import make_trainer
 from test_trainer import DATA
 from tolerances import assert_close
@@ -163,6 +163,14 @@ def test_attention_written_out_is_the_op():
         assert_close(a, b)
     still = Tensor(np.zeros_like(q.data))  # who asks for nothing takes the mean of all
     assert_close(averaging.attention(still, k, v).data, averaging.by_loop(v).data)
+
+
+def test_the_page_of_attention_is_of_gpts(cwd):
+    (cwd / "text.txt").write_text(TEXT)
+    run("train.py", "ladder-2", "--data=text.txt", "--max-iters=1", "--eval-iters=1", "--out=run", cwd=cwd)
+    said = run("sample.py", "--model=run", "--attention=page.html", cwd=cwd, status=2).stderr
+    assert_complaint(said, "the page reads a GPT's heads, which are computed at once, and not those of a", "sample.py")
+    assert not (cwd / "page.html").exists()
 
 
 def test_the_code_is_quoted():
